@@ -1,0 +1,31 @@
+/* avx2.c: every kernel for processors with AVX2, FMA and F16C.
+ * System headers come before the target, so that only what follows is compiled for it. */
+#include "../kernels/attention.h"
+#include "../kernels/probe.h"
+#include "../kernels/softmax.h"
+#include "isa.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined __x86_64__
+#include <immintrin.h>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt")
+#endif
+
+#define ATTN_ISA_AVX2
+#define VECTOR_BYTES 32
+#define LEVEL(name) name##_avx2
+#include "level.inc.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+
+#else
+const struct attn_kernels attn_kernels_avx2 = {0}; /* never chosen: attn_cpu_level() says so */
+#endif

@@ -1,0 +1,17 @@
+/* baseline.c: every kernel for any processor: 16-byte vectors, SSE2 on x86-64. */
+#include "../kernels/attention.h"
+#include "../kernels/probe.h"
+#include "../kernels/softmax.h"
+#include "isa.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define ATTN_ISA_BASELINE
+#define VECTOR_BYTES 16
+#define LEVEL(name) name##_baseline
+#include "level.inc.h"

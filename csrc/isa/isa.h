@@ -1,0 +1,20 @@
+/* isa.h: the table of kernels that each instruction-set level exports. Index: ATTN_FLOAT32 or ATTN_FLOAT64, the type computed in. */
+#ifndef ATTN_ISA_H
+#define ATTN_ISA_H
+
+#include "../core/attn.h"
+
+struct attn_kernels {
+    struct attn_kernel softmax[2];            /* softmax.h: struct attn_softmax, all three functions */
+    struct attn_kernel attention[2];          /* attention.h: struct attn_attention */
+    struct attn_kernel attention_weights[2];
+    struct attn_kernel attention_received[2];
+    struct attn_kernel merge_attention[2];    /* struct attn_merge */
+    struct attn_kernel dropout_mask[2];       /* struct attn_dropout */
+    double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
+    double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
+};
+
+extern const struct attn_kernels attn_kernels_avx512, attn_kernels_avx2, attn_kernels_baseline;
+
+#endif

@@ -1,0 +1,35 @@
+/* level.inc.h: everything of one instruction-set level. The including file has set the target, ATTN_ISA_X, VECTOR_BYTES and LEVEL(name). */
+#ifdef __STRICT_ANSI__
+#error "build with -std=gnu11: under -std=c11 gcc does not contract a * b + c, and the kernels run at half speed"
+#endif
+
+#define REAL float
+#define REAL_BITS 32
+#define SUFFIX(name) name##_f32
+#include "../kernels/all.inc.h"
+#undef REAL
+#undef REAL_BITS
+#undef SUFFIX
+#undef LANES
+
+#define REAL double
+#define REAL_BITS 64
+#define SUFFIX(name) name##_f64
+#include "../kernels/all.inc.h"
+#undef REAL
+#undef REAL_BITS
+#undef SUFFIX
+#undef LANES
+
+#define BOTH(name) {name##_f32, name##_f64}
+
+const struct attn_kernels LEVEL(attn_kernels) = {
+    .softmax = BOTH(attn_softmax),
+    .attention = BOTH(attn_attention),
+    .attention_weights = BOTH(attn_attention_weights),
+    .attention_received = BOTH(attn_attention_received),
+    .merge_attention = BOTH(attn_merge_attention),
+    .dropout_mask = BOTH(attn_dropout_mask),
+    .fma_peak = {attn_fma_peak_f32, attn_fma_peak_f64},
+    .tile_ceiling = {attn_tile_ceiling_f32, attn_tile_ceiling_f64},
+};

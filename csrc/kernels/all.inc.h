@@ -1,0 +1,17 @@
+/* all.inc.h: every body, in the order in which they build on one another. Included once per level and REAL. */
+#include "../core/vector.h"
+
+#include "../core/elementary.inc.h"
+#include "../core/half.inc.h"
+#include "../core/block.inc.h"
+#include "softmax.inc.h"
+#include "attention_tile.inc.h"
+#include "attention_visible.inc.h"
+#include "attention_terms.inc.h"
+#include "attention_dropout.inc.h"
+#include "attention_rows.inc.h"
+#include "attention_forward.inc.h"
+#include "attention_decode.inc.h"
+#include "attention_weights.inc.h"
+#include "attention_merge.inc.h"
+#include "probe.inc.h"

@@ -1,0 +1,69 @@
+/* attention: softmax attention, row by row, without the L x S array.
+ *
+ * Computes   s_ij = scale q_i . k_j, softcapped: softcap tanh(s / softcap), + bias_ij + attn_mask_ij - slope_h |i + offset - j|
+ *            P_ij = exp(s_ij - m_i) / l_i over the visible j, l_i = sum_j exp(s_ij - m_i) + exp(sink_h - m_i)
+ *            scaled_dot_product_attention:  O_i = sum_j dropout(P_ij) v_j,  lse_i = m_i + ln l_i
+ *            attention_weights:             P_ij for the chosen rows i
+ *            attention_received:            sum_i P_ij
+ *            merge_attention:               O = sum_t exp(lse_t - lse) O_t,  lse = ln sum_t exp(lse_t)
+ *            dropout_mask:                  1 / (1 - p) where kept, else 0
+ * Given      query (B.., H, L, E), key (B.., G, S, E), value (B.., G, S, D); query head h reads head h / group
+ *            attn_mask, bias (B.., H, L, S): ATTN_BOOL (true: visible) or floating (added; -inf hides); strides 0 where broadcast
+ *            alibi_slopes, sinks (B.., H) in REAL, native, strides free;  causal_offset, query_lengths, kv_lengths (B..) ATTN_INT64, native
+ *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights
+ *            Strides are in bytes. Lengths, offsets and rows have been checked by the caller.
+ * Returns    output (B.., H, L, D), lse (B.., H, L) in REAL or NULL; attention_weights: output (B.., H, row_count, S);
+ *            attention_received: output (B.., H, S). Outputs overlap no input and no element of themselves.
+ * Special    A row that sees no key: 0 and -inf (with a sink: 0 and the sink). Hidden elements of any operand are never used: NaN there is harmless.
+ *            A visible NaN or +inf score makes its row NaN. Scores beyond +-FLT_MAX ln 2 that come of finite operands saturate there.
+ * Accuracy   |O - exact| <= u (8 + 2 r_n + 2 (r_d + 3) S_i) A_i with r_d = E, r_n = 64 + ceil(S / 64); the worst ratios seen are in tests/accuracy.json.
+ * Source     Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Dao 2023 (arXiv 2307.08691), algorithm 1; Milakov, Gimelshein 2018
+ *            (arXiv 1805.02867) for merging; Press et al. 2022 (arXiv 2108.12409) for ALiBi; Salmon et al. 2011 (Threefry-4x32-20) for dropout. */
+#ifndef ATTN_ATTENTION_H
+#define ATTN_ATTENTION_H
+
+#include "../core/attn.h"
+
+struct attn_attention {
+    struct attn_call call;
+    int batch_ndim;
+    int64_t batch_shape[ATTN_MAX_BATCH];
+    int64_t batch; /* product of batch_shape */
+    int64_t heads, group; /* H, and query heads per key/value head: H / G */
+    int64_t query_length, key_length, head_dim, value_dim; /* L, S, E, D */
+    struct attn_tensor query, key, value;
+    struct attn_tensor attn_mask, bias, alibi_slopes, sinks;
+    struct attn_tensor causal_offset, query_lengths, kv_lengths;
+    struct attn_tensor rows;
+    struct attn_tensor output, lse;
+    int64_t row_count;
+    double scale, softcap; /* softcap 0: none */
+    bool is_causal;
+    int64_t window_left, window_right; /* -1: open */
+    double dropout_p;
+    uint32_t dropout_key[4];
+    /* Room is left here for relative_bias, rotary (positions) and block_mask (masks). */
+};
+
+/* parts (n) partial results of the same rows. outputs: `parts` tensors (B.., rows, D) with their lses (B.., rows); all of one type. */
+struct attn_merge {
+    struct attn_call call;
+    int batch_ndim;
+    int64_t batch_shape[ATTN_MAX_BATCH];
+    int64_t batch, rows, value_dim, parts;
+    const struct attn_tensor *outputs, *lses; /* strides: row, column; head unused */
+    struct attn_tensor output, lse;
+};
+
+/* The mask alone, (B.., H, L, S): output floating (0 or 1 / (1 - p)) or ATTN_BOOL (kept). */
+struct attn_dropout {
+    struct attn_call call;
+    int batch_ndim;
+    int64_t batch_shape[ATTN_MAX_BATCH];
+    int64_t batch, heads, query_length, key_length;
+    double dropout_p;
+    uint32_t dropout_key[4];
+    struct attn_tensor output;
+};
+
+#endif
