@@ -45,7 +45,7 @@ def heatmap(
         Where to draw; the default is a new figure of fitting size.
     cmap : str or Colormap, default "Blues"
     vmin, vmax : float, optional
-        Ends of the colour scale. The defaults are 0 (or the smallest weight if that is negative) and the largest weight drawn.
+        Ends of the colour scale. The defaults are the largest weight drawn and 0, or the smallest if that is negative.
     annotate : bool, optional
         Write each weight into its cell. The default is to do so for one head where the numbers fit.
     max_columns : int, default 4
@@ -118,7 +118,9 @@ def _heads(weights, head):
     """The heads to draw, (H, L, S), and whether they are one picture."""
     weights = np.asarray(weights).astype(np.float64)
     if weights.ndim < 2 or any(length != 1 for length in weights.shape[:-3]) or 0 in weights.shape:
-        raise ValueError(f"weights has shape {weights.shape}; wanted (L, S) or (H, L, S), not empty: choose one batch element")
+        raise ValueError(
+            f"weights has shape {weights.shape}; wanted (L, S) or (H, L, S), not empty: choose one batch element"
+        )
     single = weights.ndim == 2 or head is not None
     heads = weights.reshape(-1, *weights.shape[-2:])
     if head is not None:
@@ -173,7 +175,7 @@ def _axes(plt, ax, shape, single, max_columns, query_tokens, key_tokens, fontsiz
     cell = min(3.6 * fontsize * _INCHES, largest / max(keys, length))
     width, height = max(keys * cell, 2.0), max(length * cell, 1.0)
     left, bottom = (_longest(tokens) * 0.65 * fontsize * _INCHES + 0.5 for tokens in (query_tokens, key_tokens))
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         rows,
         columns,
         squeeze=False,
@@ -212,7 +214,11 @@ def _label_columns(cell, tokens, keys, fontsize, shown):
     widest = max(map(len, texts)) * 0.7 * fontsize * _INCHES
     room = width / keys * (places[1] if len(places) > 1 else 1)
     angle = 0 if widest <= room else 45 if 2 * fontsize * _INCHES <= room else 90
-    turned = {"rotation": angle, "rotation_mode": "anchor", "ha": "right", "va": "top" if angle < 90 else "center"} if angle else {}
+    turned = (
+        {"rotation": angle, "rotation_mode": "anchor", "ha": "right", "va": "top" if angle < 90 else "center"}
+        if angle
+        else {}
+    )
     cell.set_xticks(places, texts if shown else [""] * len(places), parse_math=False, **turned)
     cell.set_xlabel("key" if shown else "", fontsize=fontsize)
 
@@ -245,5 +251,11 @@ def _write_numbers(cell, weight, fontsize):
         red, green, blue, _ = image.cmap(image.norm(weight[i, j]))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         cell.text(
-            j, i, f"{weight[i, j]:.2f}", ha="center", va="center", fontsize=fontsize - 1, color="white" if dark else "black"
+            j,
+            i,
+            f"{weight[i, j]:.2f}",
+            ha="center",
+            va="center",
+            fontsize=fontsize - 1,
+            color="white" if dark else "black",
         )

@@ -90,7 +90,7 @@ def test_leading_axes_of_length_one_and_half_precision():
 
 
 def test_draws_into_given_axes():
-    figure, axes = plt.subplots(2, 2)
+    _, axes = plt.subplots(2, 2)
     drawn = attnpy.plot.heatmap(weights(3, 4, 4), ax=axes)
     assert drawn is axes and len(plt.get_fignums()) == 1
     assert attnpy.plot.heatmap(weights(4, 4), ax=axes[1, 1]) is axes[1, 1]

