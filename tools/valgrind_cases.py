@@ -1,4 +1,4 @@
-"""Every function on small arrays whose sizes miss the vectors and blocks; results are looked at, so that undefined bits show."""
+"""Every function on small arrays whose sizes miss vectors and blocks; results are looked at: undefined bits show."""
 
 import itertools
 import sys
