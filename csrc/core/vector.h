@@ -32,8 +32,12 @@
 #define v_select SUFFIX(v_select)
 #define v_lane_bits SUFFIX(v_lane_bits)
 #define v_abs SUFFIX(v_abs)
+#define v_mask_to_bits SUFFIX(v_mask_to_bits)
 #define v_any SUFFIX(v_any)
 #define v_transpose SUFFIX(v_transpose)
+#define v_sums SUFFIX(v_sums)
+#define v_interleave_low SUFFIX(v_interleave_low)
+#define v_interleave_high SUFFIX(v_interleave_high)
 #define v_sum SUFFIX(v_sum)
 #define v_highest SUFFIX(v_highest)
 #endif
@@ -41,6 +45,9 @@
 #undef REAL_MAX
 #undef REAL_MANTISSA
 #undef REAL_EXPONENT_BIAS
+#undef REAL_INFINITY
+#undef LOG2E
+#undef LN2
 #if REAL_BITS == 32
 #define REAL_MAX __FLT_MAX__
 #define REAL_MANTISSA 23
@@ -53,6 +60,8 @@ typedef int32_t lane_int;
 typedef int64_t lane_int;
 #endif
 #define REAL_INFINITY ((REAL)__builtin_inf())
+#define LOG2E 1.4426950408889634074 /* log2(e) */
+#define LN2 0.69314718055994530942  /* ln 2 */
 
 typedef REAL vreal __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef REAL vreal_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
@@ -199,14 +208,35 @@ v_lane_bits(uint64_t bits)
     return (v_isplat((lane_int)bits) & bit) != 0;
 }
 
+/* The lanes of a mask as bits, from bit 0. */
+ATTN_INLINE unsigned
+v_mask_to_bits(vint mask)
+{
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    return (unsigned)_mm512_movepi32_mask((__m512i)mask);
+#elif defined ATTN_ISA_AVX512
+    return (unsigned)_mm512_movepi64_mask((__m512i)mask);
+#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
+    return (unsigned)_mm256_movemask_ps((__m256)mask);
+#elif defined ATTN_ISA_AVX2
+    return (unsigned)_mm256_movemask_pd((__m256d)mask);
+#elif defined __SSE2__ && REAL_BITS == 32
+    return (unsigned)_mm_movemask_ps((__m128)mask);
+#elif defined __SSE2__
+    return (unsigned)_mm_movemask_pd((__m128d)mask);
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < LANES; i++)
+        bits |= (unsigned)(mask[i] != 0) << i;
+    return bits;
+#endif
+}
+
 /* Whether any lane of a mask is set. */
 ATTN_INLINE int
 v_any(vint mask)
 {
-    lane_int any = 0;
-    for (int i = 0; i < LANES; i++)
-        any |= mask[i];
-    return any != 0;
+    return v_mask_to_bits(mask) != 0;
 }
 
 ATTN_INLINE REAL
@@ -230,6 +260,36 @@ v_highest(vreal x)
     return top;
 }
 
+/* x0 y0 x1 y1 ... of the first halves. */
+ATTN_INLINE vreal
+v_interleave_low(vreal x, vreal y)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+    return __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+    return __builtin_shufflevector(x, y, 0, 4, 1, 5);
+#else
+    return __builtin_shufflevector(x, y, 0, 2);
+#endif
+}
+
+/* The same of the second halves. */
+ATTN_INLINE vreal
+v_interleave_high(vreal x, vreal y)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+    return __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+    return __builtin_shufflevector(x, y, 2, 6, 3, 7);
+#else
+    return __builtin_shufflevector(x, y, 1, 3);
+#endif
+}
+
 /* LANES x LANES, in place: log2(LANES) rounds, each of which interleaves the first half of the rows with the second. */
 ATTN_INLINE void
 v_transpose(vreal *a)
@@ -239,23 +299,23 @@ v_transpose(vreal *a)
     for (int round = 1; round < LANES; round *= 2) {
         ATTN_UNROLL
         for (int i = 0; i < LANES / 2; i++) {
-            vreal x = a[i], y = a[i + LANES / 2];
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
-            t[2 * i] = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            t[2 * i + 1] = __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 8
-            t[2 * i] = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
-            t[2 * i + 1] = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 4
-            t[2 * i] = __builtin_shufflevector(x, y, 0, 4, 1, 5);
-            t[2 * i + 1] = __builtin_shufflevector(x, y, 2, 6, 3, 7);
-#else
-            t[2 * i] = __builtin_shufflevector(x, y, 0, 2);
-            t[2 * i + 1] = __builtin_shufflevector(x, y, 1, 3);
-#endif
+            t[2 * i] = v_interleave_low(a[i], a[i + LANES / 2]);
+            t[2 * i + 1] = v_interleave_high(a[i], a[i + LANES / 2]);
         }
         ATTN_UNROLL
         for (int i = 0; i < LANES; i++)
             a[i] = t[i];
     }
+}
+
+/* The sums of LANES vectors as one vector, in order; a is used up. The same rounds, each followed by an addition. */
+ATTN_INLINE vreal
+v_sums(vreal *a)
+{
+    ATTN_UNROLL
+    for (int n = LANES / 2; n > 0; n /= 2)
+        ATTN_UNROLL
+        for (int i = 0; i < n; i++)
+            a[i] = v_interleave_low(a[i], a[i + n]) + v_interleave_high(a[i], a[i + n]);
+    return a[0];
 }

@@ -1,0 +1,360 @@
+/* attention_forward.inc.h: scaled_dot_product_attention by row blocks and key blocks (FlashAttention-2, algorithm 1).
+ *
+ * A task is a few row blocks of one (batch element, key/value head), which share each pass over a key block; or, where a head has one row block and
+ * many keys, that row block and 1024 keys: then the parts are merged in ascending order in a second phase. Row blocks and key blocks lie at absolute
+ * multiples of 64 and lanes do not know of each other, so no result depends on how work was cut. */
+#ifndef ATTN_FORWARD_NAMES
+#define ATTN_FORWARD_NAMES
+#define workplace SUFFIX(workplace)
+#define workplace_bytes SUFFIX(workplace_bytes)
+#define workplace_open SUFFIX(workplace_open)
+#define tile_sight SUFFIX(tile_sight)
+#define segment_scores SUFFIX(segment_scores)
+#define segments_of SUFFIX(segments_of)
+#define next_segment SUFFIX(next_segment)
+#define softmax_step SUFFIX(softmax_step)
+#define attend_segment SUFFIX(attend_segment)
+#define attend SUFFIX(attend)
+#define has_terms SUFFIX(has_terms)
+#define rows_finish SUFFIX(rows_finish)
+#define rows_part SUFFIX(rows_part)
+#define merge_parts SUFFIX(merge_parts)
+#define store_output SUFFIX(store_output)
+#define attention_plan SUFFIX(attention_plan)
+#define attention_run SUFFIX(attention_run)
+#define attend_range SUFFIX(attend_range)
+#define attn_attention_kernel SUFFIX(attn_attention)
+
+enum { ATTN_SPLIT = 1024 }; /* keys in a part, where one row block has to occupy several threads */
+
+/* Row blocks that share a pass over the keys: as many as six, fewer where threads would go without. It changes no result. */
+static inline int64_t
+attn_blocks_per_task(const struct attn_attention *a, int64_t blocks)
+{
+    int64_t heads = a->batch * (a->heads / a->group), shared = 6;
+    while (shared > 1 && heads * ((blocks + shared - 1) / shared) < 4 * a->call.threads)
+        shared--;
+    return shared;
+}
+
+/* How the forward pass is cut. By shape alone, but for `shared`. */
+struct attn_forward_cut {
+    struct attn_row_layout layout;
+    int64_t kv_heads;   /* batch times key/value heads */
+    int64_t shared;     /* row blocks a task */
+    int64_t parts;      /* of the keys; 1: not split */
+    int64_t tasks;      /* of a key/value head */
+    int64_t decode_rows; /* rows of a key/value head where the decode kernel takes them, else 0 */
+};
+
+static inline struct attn_forward_cut
+attn_forward_cut(const struct attn_attention *a)
+{
+    struct attn_forward_cut cut = {.layout = attn_row_layout(a, a->query_length), .kv_heads = a->batch * (a->heads / a->group), .parts = 1};
+    int64_t rows = a->query_length * a->group;
+    if (cut.layout.blocks == 1 && a->key_length > ATTN_SPLIT)
+        cut.parts = (a->key_length + ATTN_SPLIT - 1) / ATTN_SPLIT;
+    cut.shared = attn_blocks_per_task(a, cut.layout.blocks);
+    cut.tasks = cut.parts > 1 ? cut.parts : (cut.layout.blocks + cut.shared - 1) / cut.shared;
+    cut.decode_rows = rows <= 4 ? rows : 0;
+    return cut;
+}
+#endif
+
+/* What a thread needs beside its row blocks. */
+struct workplace {
+    REAL *staging;      /* 64 rows of max(E, D), whole vectors */
+    REAL *block;        /* key_block_load */
+    REAL *scores;       /* [64 keys][64 lanes] */
+    REAL *additive[2];  /* bias and float attn_mask, [64 lanes][64 keys] */
+    uint64_t seen[ATTN_BLOCK];
+    int from, keys;     /* of the key block: what `seen` and `additive` are about */
+    enum attn_sight sight;
+};
+
+ATTN_INLINE size_t
+workplace_bytes(int64_t head_dim, int64_t value_dim)
+{
+    size_t pitch = (size_t)attn_max(head_dim, value_dim) + VECTOR_BYTES / sizeof(REAL);
+    return attn_round_up(sizeof(struct workplace)) + attn_round_up(pitch * ATTN_BLOCK * sizeof(REAL)) + key_block_bytes(head_dim, value_dim) +
+           3 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
+}
+
+/* Lays a workplace out at the front of a thread's scratch; what follows it is left to the row blocks. */
+ATTN_INLINE struct workplace *
+workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
+{
+    struct workplace *w = (struct workplace *)memory;
+    size_t pitch = (size_t)attn_max(head_dim, value_dim) + VECTOR_BYTES / sizeof(REAL);
+    w->staging = (REAL *)(memory + attn_round_up(sizeof *w));
+    w->block = (REAL *)((char *)w->staging + attn_round_up(pitch * ATTN_BLOCK * sizeof(REAL)));
+    w->scores = (REAL *)((char *)w->block + key_block_bytes(head_dim, value_dim));
+    w->additive[0] = w->scores + ATTN_BLOCK * ATTN_BLOCK;
+    w->additive[1] = w->additive[0] + ATTN_BLOCK * ATTN_BLOCK;
+    return w;
+}
+
+ATTN_INLINE bool
+has_terms(const struct attn_attention *a)
+{
+    return a->softcap != 0 || a->bias.data || (a->attn_mask.data && a->attn_mask.type != ATTN_BOOL) || a->alibi_slopes.data;
+}
+
+/* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */
+static enum attn_sight
+tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, bool by_key, struct workplace *w)
+{
+    const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
+    int64_t from = attn_max(block->first, rows->any_first), end = attn_min(block->first + block->keys, rows->any_end);
+    w->from = (int)(from - block->first);
+    w->keys = (int)(end - from);
+    if (from >= end)
+        return w->sight = ATTN_HIDDEN;
+    bool dense = a->attn_mask.data || a->bias.data;
+    if (!dense && from >= rows->all_first && end <= rows->all_end)
+        return w->sight = ATTN_FULL;
+    memset(w->seen, 0xff, sizeof w->seen);
+    for (int n = 0; n < 2; n++)
+        if (additive[n]->data && additive[n]->type != ATTN_BOOL)
+            additive_tile(additive[n], scalar_at(a, additive[n], batch, 0), rows, from, w->keys, w->additive[n], w->seen);
+    w->sight = visible_lanes(a, batch, rows, from, w->keys, w->seen);
+    if (w->sight == ATTN_PARTIAL && by_key) {
+        for (int lane = rows->count; lane < ATTN_BLOCK; lane++)
+            w->seen[lane] = ~(uint64_t)0;
+        attn_transpose_bits(w->seen);
+    }
+    return w->sight;
+}
+
+/* The scores of a segment, all terms in and hidden ones at -inf; top follows their maximum. */
+static void
+segment_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
+               const struct segment *s, vreal *top)
+{
+    const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
+    int first = w->from + s->from; /* within the key block */
+    /* |q||k| E bounds every partial sum; NaN and inf fail the comparison too. */
+    bool risky = !((double)rows->query_max * (double)block->key_max * (double)a->head_dim < (double)REAL_MAX);
+    bool changed = risky || w->sight == ATTN_PARTIAL || has_terms(a);
+    vreal ignored[GROUP_VECTORS];
+    for (int i = 0; i < s->nv; i++)
+        ignored[i] = top[i];
+    group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, s->scores, changed ? ignored : top);
+    if (!changed)
+        return;
+    if (risky) {
+        struct segment whole = *s;
+        whole.from = first;
+        repair_scores(a, batch, rows, &whole, block);
+    }
+    if (a->softcap != 0)
+        cap_scores(a->softcap, s);
+    for (int n = 0; n < 2; n++)
+        if (additive[n]->data && additive[n]->type != ATTN_BOOL)
+            add_tile(s, w->additive[n], 0);
+    if (a->alibi_slopes.data)
+        add_alibi(rows, s, block->first + first);
+    hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
+}
+
+/* Cuts a tile into segments: groups of lanes, and in a partial tile halves of a group whose keys differ (a diagonal tile: a quarter is saved).
+ * Call with s->nv = 0 to begin; false: no more. A segment that sees nothing is left out. */
+static bool
+next_segment(const struct row_block *rows, const struct workplace *w, int64_t head_dim, struct segment *s)
+{
+    for (;;) {
+        int lane = s->nv ? s->lane + s->nv * LANES : 0;
+        if (lane >= rows->count)
+            return false;
+        int base = lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
+        int nv = group_vectors(rows->count, base);
+        s->lane = lane;
+        s->width = nv * LANES;
+        s->nv = w->sight == ATTN_PARTIAL && nv == 4 ? 2 : nv;
+        s->from = 0;
+        s->keys = w->keys;
+        if (w->sight == ATTN_PARTIAL) {
+            uint64_t lanes = (s->nv * LANES == 64 ? ~(uint64_t)0 : ((uint64_t)1 << s->nv * LANES) - 1) << lane;
+            if (rows->count < ATTN_BLOCK)
+                lanes &= ((uint64_t)1 << rows->count) - 1;
+            while (s->keys > 0 && !(w->seen[s->from] & lanes)) {
+                s->from++;
+                s->keys--;
+            }
+            while (s->keys > 0 && !(w->seen[s->from + s->keys - 1] & lanes))
+                s->keys--;
+        }
+        if (s->keys == 0)
+            continue;
+        s->scores = w->scores + base * ATTN_BLOCK + (lane - base) + s->from * s->width;
+        s->query = rows->query + base * head_dim + (lane - base);
+        return true;
+    }
+}
+
+/* The maximum moves to `top`: base is what is subtracted from scores, decay what older sums are multiplied by. -inf - -inf would be NaN. */
+ATTN_INLINE void
+softmax_step(vreal old, vreal top, vreal *base, vreal *decay)
+{
+    *base = v_select(top == v_splat(-REAL_INFINITY), (vreal){0}, top);
+    *decay = v_exp2_weight(old - *base);
+}
+
+static void
+attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, const struct key_block *block, const struct workplace *w, const struct segment *s)
+{
+    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
+    REAL *tops = rows->top + s->lane, *sums = rows->sum + s->lane;
+    for (int i = 0; i < s->nv; i++)
+        top[i] = v_load(tops + i * LANES);
+    segment_scores(a, batch, rows, block, w, s, top);
+    for (int i = 0; i < s->nv; i++) {
+        softmax_step(v_load(tops + i * LANES), top[i], &base[i], &decay[i]);
+        sum[i] = v_load(sums + i * LANES) * decay[i];
+        v_store(tops + i * LANES, top[i]);
+    }
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    for (int i = 0; i < s->nv; i++)
+        v_store(sums + i * LANES, sum[i]);
+    int first = w->from + s->from;
+    if (a->dropout_p > 0)
+        drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + first, s->keys);
+    int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
+    REAL *output = rows->output + base_lane * a->value_dim + (s->lane - base_lane);
+    const REAL *value = block->value + first * block->value_row;
+    if (w->sight == ATTN_PARTIAL && !block->value_finite)
+        output_selected(s->nv, s->scores, s->width, w->seen + s->from, s->lane, value, block->value_row, s->keys, decay, a->value_dim, output);
+    else
+        group_output(s->nv, s->scores, s->width, value, block->value_row, s->keys, decay, a->value_dim, output);
+}
+
+/* One row block attends to one key block. */
+static void
+attend(const struct attn_attention *a, int64_t batch, struct row_block *rows, const struct key_block *block, struct workplace *w)
+{
+    if (tile_sight(a, batch, rows, block, true, w) == ATTN_HIDDEN)
+        return;
+    for (struct segment s = {0}; next_segment(rows, w, a->head_dim, &s);)
+        attend_segment(a, batch, rows, block, w, &s);
+}
+
+/* n row blocks, laid out `bytes` apart, attend to keys first ... end - 1. False: told to stop. */
+static bool
+attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, char *blocks, size_t bytes, int64_t n, int64_t first, int64_t end, struct workplace *w)
+{
+    int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK, lowest = end, highest = first;
+    for (int64_t i = 0; i < n; i++) {
+        const struct row_block *rows = (struct row_block *)(blocks + (size_t)i * bytes);
+        lowest = attn_min(lowest, rows->any_first);
+        highest = attn_max(highest, rows->any_end);
+    }
+    first = attn_max(first, lowest / step * step);
+    end = attn_min(end, highest);
+    for (int64_t key = first; key < end; key += step) {
+        struct key_block block;
+        if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
+            return false;
+        key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, false, w->block, &block);
+        for (int64_t i = 0; i < n; i++)
+            attend(a, batch, (struct row_block *)(blocks + (size_t)i * bytes), &block, w);
+    }
+    return true;
+}
+
+/* Writes one finished row: output = row times `factor`, and its log-sum-exp. */
+static void
+store_output(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i, const REAL *row, double top, double sum)
+{
+    char *out = a->output.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->output.batch) + head * a->output.head + i * a->output.row;
+    store_row(out, a->output.column, row, a->value_dim, a->output.type, a->output.swapped);
+    if (a->lse.data) {
+        char *lse = a->lse.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->lse.batch) + head * a->lse.head + i * a->lse.row;
+        double value = sum == 0 ? -__builtin_inf() : top * LN2 + log(sum);
+        from_real(lse, narrowed(value), a->lse.type, a->lse.swapped);
+    }
+}
+
+/* Divides by the sums, transposes back and stores a row block. */
+static void
+rows_finish(const struct attn_attention *a, int64_t batch, const struct row_block *rows, struct workplace *w)
+{
+    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
+    for (int lane = 0; lane < rows->count;) {
+        int nv = group_vectors(rows->count, lane), width = nv * LANES;
+        REAL *output = rows->output + lane * a->value_dim;
+        for (int i = 0; i < nv; i++) {
+            vreal sum = v_load(rows->sum + lane + i * LANES);
+            vreal factor = v_select(sum == (vreal){0}, (vreal){0}, v_splat((REAL)(1 / (1 - a->dropout_p))) / sum);
+            for (int64_t c = 0; c < a->value_dim; c++) {
+                REAL *o = output + c * width + i * LANES;
+                v_store(o, v_load(o) * factor);
+            }
+        }
+        transpose_out(w->staging + lane * pitch, pitch, output, width, a->value_dim);
+        lane += width;
+    }
+    for (int lane = 0; lane < rows->count; lane++)
+        store_output(a, batch, rows->head[lane], rows->out_row[lane], w->staging + lane * pitch, (double)rows->top[lane], (double)rows->sum[lane]);
+}
+
+/* A part's row in the workspace: maximum, sum, and the output not yet divided; whole vectors. */
+#ifndef ATTN_PART_PITCH
+#define ATTN_PART_PITCH
+#define part_pitch SUFFIX(part_pitch)
+#define part_row SUFFIX(part_row)
+#endif
+
+ATTN_INLINE int64_t
+part_pitch(const struct attn_attention *a)
+{
+    return (a->value_dim + LANES - 1) / LANES * LANES + LANES;
+}
+
+ATTN_INLINE REAL *
+part_row(const struct attn_attention *a, int64_t rows, int64_t parts, int64_t kv, int64_t part, int64_t row)
+{
+    return (REAL *)a->call.workspace + ((kv * parts + part) * rows + row) * part_pitch(a);
+}
+
+static void
+rows_part(const struct attn_attention *a, const struct row_block *rows, int64_t parts, int64_t kv, int64_t part, struct workplace *w)
+{
+    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        transpose_out(w->staging + lane * pitch, pitch, rows->output + lane * a->value_dim, width, a->value_dim);
+        lane += width;
+    }
+    for (int lane = 0; lane < rows->count; lane++) {
+        REAL *to = part_row(a, rows->count, parts, kv, part, lane);
+        memcpy(to + LANES, w->staging + lane * pitch, (size_t)pitch * sizeof(REAL));
+        to[0] = rows->top[lane];
+        to[1] = rows->sum[lane];
+    }
+}
+
+/* The parts of one row, in ascending order: O = sum_t 2^(top_t - top) O_t / l. `sum` and the first part's row are used up. */
+static void
+merge_parts(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i, int64_t rows, int64_t parts, int64_t kv, int64_t row)
+{
+    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
+    REAL top = -REAL_INFINITY, *to = part_row(a, rows, parts, kv, 0, row);
+    for (int64_t t = 0; t < parts; t++) {
+        REAL m = part_row(a, rows, parts, kv, t, row)[0];
+        top = m > top || m != m ? m : top;
+    }
+    REAL base = top == -REAL_INFINITY ? 0 : top, sum = 0;
+    for (int64_t t = 0; t < parts; t++) {
+        REAL *part = part_row(a, rows, parts, kv, t, row);
+        vreal factor = v_exp2_weight(v_splat(part[0] - base));
+        sum += factor[0] * part[1];
+        for (int64_t c = 0; c < pitch; c += LANES) {
+            vreal more = v_load(part + LANES + c) * factor;
+            v_store(to + LANES + c, t == 0 ? more : v_load(to + LANES + c) + more);
+        }
+    }
+    REAL factor = sum == 0 ? 0 : (REAL)(1 / (1 - a->dropout_p)) / sum;
+    for (int64_t c = 0; c < pitch; c += LANES)
+        v_store(to + LANES + c, v_load(to + LANES + c) * v_splat(factor));
+    store_output(a, batch, head, i, to + LANES, (double)top, (double)sum);
+}

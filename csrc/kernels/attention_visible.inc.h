@@ -1,0 +1,119 @@
+/* attention_visible.inc.h: what a row block sees of a key block, in one form: word = key, bit = lane.
+ *
+ * Ranges, lengths and dense masks are first written lane by lane (word = lane, bit = key), which is how they lie in memory, and then transposed. */
+#ifndef ATTN_VISIBLE_NAMES
+#define ATTN_VISIBLE_NAMES
+#define visible_lanes SUFFIX(visible_lanes)
+#define mask_tile SUFFIX(mask_tile)
+#define lane_operand SUFFIX(lane_operand)
+#define additive_tile SUFFIX(additive_tile)
+#define additive_keys SUFFIX(additive_keys)
+
+/* 64 x 64 bits in place: bit j of word i becomes bit i of word j. Blocks of 32, 16, ... 1 off the diagonal change places. */
+static void
+attn_transpose_bits(uint64_t *word)
+{
+    static const uint64_t low[6] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff, 0x0f0f0f0f0f0f0f0f, 0x3333333333333333, 0x5555555555555555};
+    for (int step = 0; step < 6; step++) {
+        int shift = 32 >> step;
+        for (int i = 0; i < 64; i = (i + shift + 1) & ~shift) {
+            uint64_t moved = ((word[i] >> shift) ^ word[i + shift]) & low[step];
+            word[i] ^= moved << shift;
+            word[i + shift] ^= moved;
+        }
+    }
+}
+
+/* Bits first ... end - 1 of 64, clipped. */
+static inline uint64_t
+attn_bit_range(int64_t first, int64_t end)
+{
+    first = attn_max(first, 0);
+    end = attn_min(end, 64);
+    if (first >= end)
+        return 0;
+    return (~(uint64_t)0 >> (64 - (end - first))) << first;
+}
+
+enum attn_sight { ATTN_HIDDEN, ATTN_PARTIAL, ATTN_FULL };
+#endif
+
+/* Row `lane` of an operand shaped (H, L, S), at key `key`. */
+ATTN_INLINE const char *
+lane_operand(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int lane, int64_t key)
+{
+    return batch_data + rows->head[lane] * t->head + rows->index[lane] * t->row + key * t->column;
+}
+
+/* Clears the bits of hidden keys in a boolean mask. Eight bytes at a time where keys lie side by side: a multiplication gathers their low bits. */
+static void
+mask_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
+{
+    for (int lane = 0; lane < rows->count; lane++) {
+        const char *p = lane_operand(t, batch_data, rows, lane, key);
+        uint64_t bits = 0;
+        int j = 0;
+        if (t->column == 0)
+            bits = *p ? ~(uint64_t)0 : 0;
+        else {
+#if defined __BYTE_ORDER__ && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+            for (; t->column == 1 && j + 8 <= keys; j += 8) {
+                uint64_t eight;
+                memcpy(&eight, p + j, 8);
+                eight = (eight | eight >> 4) & 0x0f0f0f0f0f0f0f0f; /* any bit set counts as true */
+                eight = (eight | eight >> 2) & 0x0303030303030303;
+                eight = (eight | eight >> 1) & 0x0101010101010101;
+                bits |= (eight * 0x0102040810204080 >> 56) << j;
+            }
+#endif
+            for (; j < keys; j++)
+                bits |= (uint64_t)(p[j * t->column] != 0) << j;
+        }
+        seen[lane] &= bits;
+    }
+}
+
+/* What the lanes see of keys key ... key + keys - 1 by ranges and by a boolean attn_mask: seen[lane], whose bits come in as additive operands left
+ * them (all set where there are none). */
+static enum attn_sight
+visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
+{
+    uint64_t all = attn_bit_range(0, keys), any = 0, every = all;
+    for (int lane = 0; lane < rows->count; lane++)
+        seen[lane] &= attn_bit_range(rows->first[lane] - key, rows->end[lane] - key) & all;
+    if (a->attn_mask.data && a->attn_mask.type == ATTN_BOOL)
+        mask_tile(&a->attn_mask, scalar_at(a, &a->attn_mask, batch, 0), rows, key, keys, seen);
+    for (int lane = 0; lane < rows->count; lane++) {
+        any |= seen[lane];
+        every &= seen[lane];
+    }
+    return !any ? ATTN_HIDDEN : every == all ? ATTN_FULL : ATTN_PARTIAL;
+}
+
+/* A float mask or bias over a row block and a key block, [lane][64] in log2 units; clears the bits of keys that -inf hides.
+ * What is finite stays finite after the multiplication by log2(e). */
+static void
+additive_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, REAL *tile, uint64_t *seen)
+{
+    const vreal most = v_splat(REAL_MAX), log2e = v_splat((REAL)LOG2E), nothing = v_splat(-REAL_INFINITY);
+    for (int lane = 0; lane < rows->count; lane++) {
+        const char *p = lane_operand(t, batch_data, rows, lane, key);
+        REAL *row = tile + lane * ATTN_BLOCK;
+        uint64_t bits = 0;
+        if (t->column == 0) {
+            REAL x = to_real(p, t->type, t->swapped);
+            for (int j = 0; j < ATTN_BLOCK; j++)
+                row[j] = x;
+        } else
+            load_row(row, p, t->column, keys, t->type, t->swapped);
+        for (int j = keys; j < ATTN_BLOCK && t->column != 0; j++)
+            row[j] = 0;
+        for (int j = 0; j < ATTN_BLOCK; j += LANES) {
+            vreal x = v_load(row + j), y = x * log2e;
+            vint finite = v_abs(x) <= most;
+            v_store(row + j, v_select(finite, v_max(v_min(y, most), -most), y));
+            bits |= (uint64_t)v_mask_to_bits(x != nothing) << j;
+        }
+        seen[lane] &= bits;
+    }
+}
