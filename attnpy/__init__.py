@@ -1,0 +1,57 @@
+"""Attention for NumPy: fast, exact, broadcasting functions on ndarrays, written in C.
+
+Letters in every docstring: H query heads, G key/value heads (G divides H), L queries, S keys, E the head size of query
+and key, D that of value and output, "..." batch axes, which broadcast as in NumPy.
+
+`attnpy.reference` holds the same functions in float64 NumPy, to read and to compare; it needs no compiled code.
+`attnpy.plot` draws weights as heat maps and needs matplotlib. Both load when first used.
+"""
+
+from ._attention import (
+    DropoutKey,
+    attention_received,
+    attention_weights,
+    dropout_key,
+    dropout_mask,
+    merge_attention,
+    scaled_dot_product_attention,
+)
+from ._softmax import log_softmax, logsumexp, softmax
+from ._threads import get_num_threads, num_threads, set_num_threads, show_config
+
+__version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022, by family
+    # attention
+    "scaled_dot_product_attention",
+    "attention_weights",
+    "attention_received",
+    "merge_attention",
+    "DropoutKey",
+    "dropout_key",
+    "dropout_mask",
+    # softmax
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    # threads
+    "get_num_threads",
+    "set_num_threads",
+    "num_threads",
+    "show_config",
+    # modules
+    "reference",
+    "plot",
+]
+
+
+def __getattr__(name):
+    if name in ("reference", "plot"):
+        from importlib import import_module
+
+        return import_module(f"attnpy.{name}")
+    raise AttributeError(f"module 'attnpy' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

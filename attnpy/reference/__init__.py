@@ -1,0 +1,25 @@
+"""The functions of attnpy in float64 NumPy: slow, plain, and meant to be read.
+
+Each follows its equation line by line and forms the whole (..., H, L, S) array of scores. Names and arguments are
+those of attnpy itself, without `out`; results are float64. Nothing but NumPy is imported.
+"""
+
+from ._attention import (
+    attention_received,
+    attention_weights,
+    dropout_mask,
+    merge_attention,
+    scaled_dot_product_attention,
+)
+from ._softmax import log_softmax, logsumexp, softmax
+
+__all__ = [  # noqa: RUF022, by family
+    "scaled_dot_product_attention",
+    "attention_weights",
+    "attention_received",
+    "merge_attention",
+    "dropout_mask",
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+]
