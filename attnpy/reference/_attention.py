@@ -223,7 +223,7 @@ def _biased(score, visible, name, bias):
 
 def _masked(score, visible, attn_mask):
     """A boolean mask says what is visible, a float one is added."""
-    attn_mask = np.asarray(attn_mask)
+    attn_mask = _real("attn_mask", attn_mask)
     if attn_mask.dtype.kind == "b":
         return score, visible & np.broadcast_to(attn_mask, score.shape)
     if attn_mask.dtype.kind in "iu":
@@ -275,12 +275,16 @@ def _per_head(name, x, batch, heads):
 
 
 def _float64(name, x):
+    return _real(name, x).astype(np.float64)
+
+
+def _real(name, x):
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a MaskedArray; pass its data, and attn_mask")
     x = np.asarray(x)
     if x.dtype.kind in "cOSUMm":
         raise TypeError(f"{name} is {x.dtype}; it must be real numbers")
-    return x.astype(np.float64)
+    return x
 
 
 def _key_words(rng):
@@ -297,7 +301,7 @@ def _kept(shape, dropout_p, words):
     *batch, heads, rows, keys = (1, *shape) if len(shape) == 2 else shape
     number, head, i, four = np.indices((math.prod(batch), heads, rows, -(-keys // 4)), np.uint32)
     random = np.stack(_threefry4x32([four, i, head, number], words), axis=-1)
-    random = random.reshape(*random.shape[:-2], -1)[..., :keys]
+    random = random.reshape(*random.shape[:-2], 4 * random.shape[-2])[..., :keys]
     return (random >= np.uint32(math.floor(dropout_p * 2**32))).reshape(shape)
 
 
