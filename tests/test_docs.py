@@ -1,0 +1,110 @@
+"""What the documentation says runs and is complete."""
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import attnpy
+from attnpy import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTIONS = [name for name in attnpy.__all__ if inspect.isroutine(getattr(attnpy, name))]
+CLASSES = [name for name in attnpy.__all__ if inspect.isclass(getattr(attnpy, name))]
+ORDER = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References", "Examples"]
+MATHS = {"attention_received", "attention_weights", "dropout_mask", "log_softmax", "logsumexp", "merge_attention"}
+MATHS |= {"scaled_dot_product_attention", "softmax"}
+
+
+def sections(text):
+    """Headings of a numpydoc docstring, in order, each with its text."""
+    parts = re.split(r"^(\w[\w ]+)\n-{3,}\n", inspect.cleandoc(text), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
+
+
+def described(text):
+    """Names of a Parameters section, in order."""
+    return [
+        name for line in re.findall(r"^(\w[\w, ]*)(?: :.*)?$", text, flags=re.MULTILINE) for name in line.split(", ")
+    ]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+def test_examples_run(name):
+    thing = getattr(attnpy, name)
+    found = [test for test in doctest.DocTestFinder(recurse=False).find(thing, name) if test.examples]
+    assert found, f"{name} has no example"
+    for test in found:
+        said = []
+        results = doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+        assert results.failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+def test_docstrings_are_complete(name):
+    thing = getattr(attnpy, name)
+    parts = sections(thing.__doc__)
+    summary = parts[""].splitlines()
+    assert summary[0].endswith(".") and (len(summary) == 1 or summary[1] == ""), "one line that says what it does"
+    headings = [heading for heading in parts if heading]
+    assert headings == [heading for heading in ORDER if heading in headings], "the sections of numpydoc, in its order"
+    parameters = list(inspect.signature(thing).parameters)
+    assert described(parts.get("Parameters", "")) == parameters
+    wanted = {"See Also", "Examples"} | ({"Parameters", "Raises"} if parameters else set())
+    if name not in ("set_num_threads", *CLASSES):
+        wanted |= {"Returns"}
+    assert wanted <= set(headings)
+
+
+@pytest.mark.parametrize("name", sorted(MATHS))
+def test_maths_is_stated_and_sourced(name):
+    parts = sections(getattr(attnpy, name).__doc__)
+    assert ".. math::" in parts[""]
+    assert re.search(r"arXiv:\d{4}\.\d{5}|doi:10\.", parts["References"])
+    for line in parts["Parameters"].splitlines():
+        if "array_like" in line and not line.startswith(" "):
+            assert "(" in line, f"no shape in: {line}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+def test_see_also_leads_somewhere(name):
+    text = sections(getattr(attnpy, name).__doc__)["See Also"]
+    for target in re.findall(r"[\w.]+", re.sub(r" : .*$", "", text, flags=re.MULTILINE)):
+        found = {"attnpy": attnpy, "numpy": np}.get(target.split(".")[0], getattr(attnpy, target.split(".")[0], None))
+        for part in target.split(".")[1:]:
+            found = getattr(found, part)
+        assert callable(found), target
+
+
+@pytest.mark.parametrize("name", reference.__all__)
+def test_references_state_equation_and_shapes(name):
+    text = getattr(reference, name).__doc__
+    assert "(..., " in text and any(sign in text for sign in ("=", "sum_i", "1 / (1 - p)", "P_ij"))
+
+
+def test_readme_example_runs(tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert names["last_row"].shape == (2, 8, 1, 100)
+        assert names["output"].shape == names["exact"].shape == (2, 8, 100, 64)
+    matplotlib.pyplot.close("all")
+
+
+def test_readme_names_every_public_function():
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in FUNCTIONS if f"`{name}" not in text] == []
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text()):
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -1,0 +1,183 @@
+"""Importing attnpy: what it offers, what it costs, and what is left without the compiled module."""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import attnpy
+from attnpy import reference
+
+PACKAGE = Path(attnpy.__file__).parent
+PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+OPTIONS = (
+    "scale=None, bias=None, causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
+    "query_lengths=None, kv_lengths=None, "
+)
+SIGNATURES = {
+    "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
+    + OPTIONS
+    + "rng=None, return_lse=False, enable_gqa=None, out=None)",
+    "attention_weights": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "rows=None, out=None)",
+    "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "out=None)",
+    "merge_attention": "(outputs, lses, *, out=None)",
+    "dropout_key": "(rng)",
+    "dropout_mask": "(shape, dropout_p, key, *, dtype)",
+    "softmax": "(x, axis=-1, *, where=None, out=None)",
+    "log_softmax": "(x, axis=-1, *, where=None, out=None)",
+    "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",
+    "get_num_threads": "()",
+    "set_num_threads": "(num_threads)",
+    "num_threads": "(num_threads)",
+    "show_config": "(mode='stdout')",
+    "DropoutKey": "(key)",
+}
+
+
+def run(code, path=None, **environment):
+    """What a fresh interpreter prints that searches `path` first, and not the folder it starts in (-P)."""
+    environment = {**os.environ, "PYTHONPATH": str(path or PACKAGE.parent), **environment}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def plain(signature, without=()):
+    """A signature without annotations."""
+    kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name not in without]
+    return str(inspect.Signature(kept))
+
+
+def test_every_public_name_is_there_and_listed():
+    assert len(set(attnpy.__all__)) == len(attnpy.__all__)
+    assert set(SIGNATURES) | {"reference", "plot"} == set(attnpy.__all__)
+    for name in attnpy.__all__:
+        assert getattr(attnpy, name) is not None and name in dir(attnpy)
+    with pytest.raises(AttributeError, match="module 'attnpy' has no attribute 'attention'"):
+        attnpy.attention  # noqa: B018
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_the_documented_ones(name):
+    assert plain(inspect.signature(getattr(attnpy, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", reference.__all__)
+def test_the_reference_takes_the_same_arguments(name):
+    face, plain_one = (inspect.signature(getattr(module, name)) for module in (attnpy, reference))
+    assert plain(plain_one) == plain(face, without=["out"])
+
+
+def test_core_signatures_are_those_of_the_faces():
+    from attnpy import _core
+
+    named = {
+        name: getattr(attnpy, name).signature for name in attnpy.__all__ if hasattr(getattr(attnpy, name), "signature")
+    }
+    assert named.items() <= _core.signatures.items()
+    assert {"scaled_dot_product_attention", "attention_weights", "attention_received"} <= set(named)
+    assert {"softmax", "log_softmax", "logsumexp"} <= set(named)
+
+
+def test_version_is_the_same_everywhere():
+    version = tomllib.loads(PROJECT.read_text())["project"]["version"]
+    assert attnpy.__version__ == version
+    try:
+        assert metadata.version("attnpy") == version
+    except metadata.PackageNotFoundError:  # an in-place build
+        assert PACKAGE.parent == PROJECT.parent
+
+
+def test_package_is_marked_as_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_import_is_quick():
+    code = "import time, numpy; t = time.perf_counter(); import attnpy; print((time.perf_counter() - t) * 1e3)"
+    assert min(float(run(code)) for _ in range(7)) < 15
+
+
+def test_import_loads_nothing_but_itself():
+    code = "import sys, numpy; before = set(sys.modules); import attnpy; print(*sorted(set(sys.modules) - before))"
+    loaded = run(code).split()
+    assert [name for name in loaded if name.split(".")[0] not in ("attnpy", "__future__")] == []
+    assert "attnpy.plot" not in loaded and "attnpy.reference" not in loaded
+
+
+def test_reference_and_plot_load_when_first_used():
+    code = "import attnpy; print(attnpy.reference.softmax([0, 0]), attnpy.plot.heatmap.__name__)"
+    assert run(code) == "[0.5 0.5] heatmap\n"
+
+
+WITHOUT = """
+import numpy as np, attnpy
+print(attnpy.reference.scaled_dot_product_attention(np.eye(2), np.eye(2), np.eye(2), scale=0))
+print(attnpy.DropoutKey(1) == attnpy.DropoutKey([1, 0, 0, 0]))
+calls = {
+    "scaled_dot_product_attention": lambda: attnpy.scaled_dot_product_attention(np.eye(2), np.eye(2), np.eye(2)),
+    "softmax": lambda: attnpy.softmax([1.0]),
+    "dropout_mask": lambda: attnpy.dropout_mask((1, 2, 2), 0.5, attnpy.DropoutKey(1), dtype=bool),
+    "get_num_threads": attnpy.get_num_threads,
+}
+for name, call in calls.items():
+    for _ in range(2):
+        try:
+            call()
+        except ImportError as error:
+            print(name, error, "|", type(error.__cause__).__name__)
+attnpy.show_config()
+"""
+
+
+@pytest.fixture
+def without_core(tmp_path):
+    ignore = shutil.ignore_patterns("_core*", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "attnpy", ignore=ignore)
+    return tmp_path
+
+
+def test_without_the_compiled_module_the_reference_works(without_core):
+    lines = run(WITHOUT, path=without_core).splitlines()
+    assert lines[:3] == ["[[0.5 0.5]", " [0.5 0.5]]", "True"]
+    reason = "attnpy's compiled module attnpy._core cannot be loaded: No module named 'attnpy._core'"
+    for name in ("scaled_dot_product_attention", "softmax", "dropout_mask", "get_num_threads"):
+        said = [line for line in lines if line.startswith(name)]
+        assert len(said) == 2 and all(line.startswith(f"{name} {reason}") for line in said)
+        assert all(line.endswith("| ModuleNotFoundError") for line in said)
+    assert any(line.startswith("compiled module") and "No module named 'attnpy._core'" in line for line in lines)
+
+
+def test_a_broken_compiled_module_says_why(without_core):
+    (without_core / "attnpy" / "_core.abi3.so").write_bytes(b"not a shared object")
+    code = """
+import attnpy
+try:
+    attnpy.softmax([1.0])
+except ImportError as error:
+    print(error)
+"""
+    assert "_core.abi3.so: file too short" in run(code, path=without_core)
+
+
+def test_an_unknown_level_is_named():
+    code = """
+import attnpy
+try:
+    attnpy.softmax([1.0])
+except ImportError as error:
+    print(error)
+"""
+    said = run(code, ATTNPY_ISA="fancy")
+    assert "ATTNPY_ISA" in said and "fancy" in said
+
+
+def test_scalars_are_numpy_scalars():
+    assert type(attnpy.logsumexp(np.ones(3, np.float32))) is np.float32
