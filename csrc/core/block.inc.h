@@ -16,13 +16,32 @@ attn_type_size(enum attn_type type)
     return size[type];
 }
 
+/* One element, whose bytes are turned round where it is swapped. */
 static inline void
 attn_copy_element(void *to, const void *from, int64_t size, bool swapped)
 {
-    const char *source = from;
-    char *target = to;
-    for (int64_t i = 0; i < size; i++)
-        target[i] = source[swapped ? size - 1 - i : i];
+    uint64_t eight;
+    uint32_t four;
+    uint16_t two;
+    switch (size) {
+    case 8:
+        memcpy(&eight, from, 8);
+        eight = swapped ? __builtin_bswap64(eight) : eight;
+        memcpy(to, &eight, 8);
+        break;
+    case 4:
+        memcpy(&four, from, 4);
+        four = swapped ? __builtin_bswap32(four) : four;
+        memcpy(to, &four, 4);
+        break;
+    case 2:
+        memcpy(&two, from, 2);
+        two = swapped ? __builtin_bswap16(two) : two;
+        memcpy(to, &two, 2);
+        break;
+    default:
+        memcpy(to, from, 1);
+    }
 }
 #endif
 

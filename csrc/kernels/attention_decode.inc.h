@@ -1,4 +1,4 @@
-/* attention_decode.inc.h: few query rows (up to 4 for each key/value head): every key and value is read once for all of them.
+/* attention_decode.inc.h: few query rows for each key/value head: every key and value is read once for all of them.
  *
  * Lanes run along the head, then along the keys. What decides the speed is when the next bytes are asked for: while a key is scored, its value row is
  * prefetched into L2; while a value is added, the key row of the next block: one row at a time, evenly. Bursts and L1 as the target were slower. */
@@ -7,42 +7,26 @@
 #define decode SUFFIX(decode)
 #define decode_bytes SUFFIX(decode_bytes)
 #define decode_state SUFFIX(decode_state)
+#define decode_open SUFFIX(decode_open)
+#define decode_start SUFFIX(decode_start)
 #define decode_block SUFFIX(decode_block)
-#define decode_place SUFFIX(decode_place)
-#define load_stored SUFFIX(load_stored)
-#define is_loadable SUFFIX(is_loadable)
-#define decode_scores_of SUFFIX(decode_scores_of)
-#define decode_scores SUFFIX(decode_scores)
-#define decode_values_of SUFFIX(decode_values_of)
-#define decode_values SUFFIX(decode_values)
-#define decode_values_selected SUFFIX(decode_values_selected)
+#define decode_load SUFFIX(decode_load)
+#define decode_load_side SUFFIX(decode_load_side)
+#define decode_step SUFFIX(decode_step)
 #define decode_terms SUFFIX(decode_terms)
 #define decode_softmax SUFFIX(decode_softmax)
-#define decode_repair SUFFIX(decode_repair)
-#define decode_start SUFFIX(decode_start)
-#define decode_step SUFFIX(decode_step)
-#define prefetch_row SUFFIX(prefetch_row)
+#define decode_part SUFFIX(decode_part)
 
-enum { DECODE_ROWS = 4 };
-/* Lane by lane the same for one type and level; a stored row is REALs, float16 or bfloat16. */
-enum attn_stored { ATTN_STORED_REAL, ATTN_STORED_FLOAT16, ATTN_STORED_BFLOAT16 };
+enum { DECODE_ROWS = 8 };
 #endif
 
 struct decode_state {
-    struct row_block *rows;                 /* what each row is and sees; its query and output are not used */
-    int64_t key_pitch, value_pitch;         /* E and D in whole vectors */
-    REAL *query;                            /* [rows][key_pitch], scaled */
-    REAL *output;                           /* [rows][value_pitch] */
-    REAL *scores;                           /* [rows][64] */
-    REAL top[DECODE_ROWS], sum[DECODE_ROWS];
-};
-
-/* Stored rows that can be read whole vector by whole vector; else they have been loaded into scratch. */
-struct decode_block {
-    const char *key, *value;                /* row_bytes apart */
-    int64_t key_bytes, value_bytes;
-    enum attn_stored key_stored, value_stored;
-    int keys;
+    struct row_block *rows;          /* what each row is and sees; its query and output are not used */
+    int64_t key_pitch, value_pitch;  /* E and D in whole vectors */
+    REAL *query;                     /* [rows][key_pitch], scaled */
+    REAL *output;                    /* [rows][value_pitch] */
+    REAL *scores;                    /* [rows][64] */
+    REAL top[DECODE_ROWS], sum[DECODE_ROWS], decay[DECODE_ROWS];
 };
 
 ATTN_INLINE size_t
@@ -52,147 +36,146 @@ decode_bytes(const struct attn_attention *a)
     return attn_round_up(sizeof(struct row_block)) + attn_round_up(sizeof(struct decode_state)) + DECODE_ROWS * pitches * sizeof(REAL);
 }
 
-ATTN_INLINE struct decode_state *
-decode_place(const struct attn_attention *a, char *memory)
+/* Describes and loads the rows of a key/value head; `memory` holds decode_bytes. */
+static struct decode_state *
+decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, bool with_sink, char *memory)
 {
     struct decode_state *state = (struct decode_state *)(memory + attn_round_up(sizeof(struct row_block)));
-    state->rows = (struct row_block *)memory;
+    struct row_block *rows = state->rows = (struct row_block *)memory;
     state->key_pitch = (a->head_dim + LANES - 1) / LANES * LANES;
     state->value_pitch = (a->value_dim + LANES - 1) / LANES * LANES;
     state->query = (REAL *)((char *)state + attn_round_up(sizeof *state));
     state->output = state->query + DECODE_ROWS * state->key_pitch;
     state->scores = state->output + DECODE_ROWS * state->value_pitch;
+    rows_describe(a, layout, batch, kv_head, 0, rows);
+    memset(state->output, 0, (size_t)(rows->count * state->value_pitch) * sizeof(REAL));
+    vreal factor = v_splat(query_factor(a));
+    for (int h = 0; h < rows->count; h++) {
+        REAL *query = state->query + h * state->key_pitch;
+        v_store(query + state->key_pitch - LANES, (vreal){0});
+        load_row(query, rows_query(a, batch, rows->head[h], rows->index[h]), a->query.column, a->head_dim, a->query.type, a->query.swapped);
+        for (int64_t d = 0; d < state->key_pitch; d += LANES)
+            v_store(query + d, v_load(query + d) * factor);
+        state->top[h] = -REAL_INFINITY;
+        state->sum[h] = 0;
+        if (with_sink && a->sinks.data)
+            row_sink(a, batch, rows->head[h], &state->top[h], &state->sum[h]);
+    }
     return state;
 }
 
-ATTN_INLINE vreal
-load_stored(const char *p, enum attn_stored stored)
+/* One operand of a block: in place where its rows are whole vectors of a type that loads as REALs, else loaded and filled up with 0. */
+static void
+decode_load_side(const struct attn_tensor *t, const char *data, int keys, int64_t n, REAL *memory, struct stored_rows *side)
 {
-#if REAL_BITS == 32
-    if (stored == ATTN_STORED_FLOAT16)
-        return v_load_f16(p);
-    if (stored == ATTN_STORED_BFLOAT16)
-        return v_load_bf16(p);
-#endif
-    (void)stored;
-    return v_loadu((const REAL *)p);
-}
-
-static bool
-is_loadable(const struct attn_tensor *t, int64_t n, enum attn_stored *stored)
-{
-    *stored = ATTN_STORED_REAL;
-    if (n % LANES != 0)
-        return false;
-#if REAL_BITS == 32
-    if (!t->swapped && t->column == 2 && t->aligned && (t->type == ATTN_FLOAT16 || t->type == ATTN_BFLOAT16)) {
-        *stored = t->type == ATTN_FLOAT16 ? ATTN_STORED_FLOAT16 : ATTN_STORED_BFLOAT16;
-        return true;
+    int64_t pitch = (n + LANES - 1) / LANES * LANES;
+    if (n % LANES == 0 && is_loadable(t, &side->stored)) {
+        side->data = data;
+        side->row = t->row;
+        return;
     }
-#endif
-    return is_direct(t);
+    for (int r = 0; r < keys; r++) {
+        if (n > 0)
+            v_store(memory + (r + 1) * pitch - LANES, (vreal){0});
+        load_row(memory + r * pitch, data + r * t->row, t->column, n, t->type, t->swapped);
+    }
+    side->data = (const char *)memory;
+    side->row = pitch * (int64_t)sizeof(REAL);
+    side->stored = ATTN_STORED_REAL;
 }
 
-ATTN_INLINE void
-prefetch_row(const char *row, int64_t bytes)
+/* What is done to the scores of one row between the product and the softmax; hidden ones, and those past the end, become -inf. */
+static void
+decode_terms(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w, int h, REAL *score)
 {
-    for (int64_t z = 0; z < bytes; z += 64)
-        __builtin_prefetch(row + z, 0, 2);
-}
-
-/* scores[h][j] = query h . key j for n rows, LANES keys at a time; keys past the end score 0. */
-ATTN_INLINE void
-decode_scores_of(int n, enum attn_stored stored, const struct decode_state *state, const struct decode_block *block, int64_t value_row_bytes)
-{
-    int64_t step = stored == ATTN_STORED_REAL ? (int64_t)sizeof(REAL) : 2, pitch = state->key_pitch;
-    for (int t = 0; t < block->keys; t += LANES) {
-        vreal part[DECODE_ROWS][VECTOR_BYTES / sizeof(REAL)];
-        for (int j = 0; j < LANES; j++) {
-            vreal even[DECODE_ROWS], odd[DECODE_ROWS];
-            ATTN_UNROLL
-            for (int h = 0; h < n; h++)
-                even[h] = odd[h] = (vreal){0};
-            if (t + j < block->keys) {
-                const char *key = block->key + (t + j) * block->key_bytes;
-                int64_t d = 0;
-                prefetch_row(block->value + (t + j) * block->value_bytes, value_row_bytes);
-                for (; d + 2 * LANES <= pitch; d += 2 * LANES) {
-                    vreal x = load_stored(key + d * step, stored), y = load_stored(key + (d + LANES) * step, stored);
-                    ATTN_UNROLL
-                    for (int h = 0; h < n; h++) {
-                        even[h] += x * v_load(state->query + h * pitch + d);
-                        odd[h] += y * v_load(state->query + h * pitch + d + LANES);
-                    }
-                }
-                if (d < pitch) {
-                    vreal x = load_stored(key + d * step, stored);
-                    ATTN_UNROLL
-                    for (int h = 0; h < n; h++)
-                        even[h] += x * v_load(state->query + h * pitch + d);
-                }
-            }
-            ATTN_UNROLL
-            for (int h = 0; h < n; h++)
-                part[h][j] = even[h] + odd[h];
+    const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
+    int64_t first = block->first + w->from;
+    uint64_t seen = attn_bit_range(0, w->keys);
+    if (w->sight == ATTN_PARTIAL)
+        seen &= w->seen[h];
+    for (int t = 0; t < w->keys; t += LANES) {
+        vreal s = v_load(score + t) * v_splat(score_factor(a));
+        if (v_any(s - s != (vreal){0})) {
+            v_store(score + t, s);
+            for (int n = t; n < t + LANES && n < w->keys; n++)
+                if (score[n] - score[n] != 0 && (seen >> n & 1))
+                    score[n] = repaired_score(a, rows_query(a, batch, rows->head[h], rows->index[h]), block->key_data + (w->from + n) * a->key.row, score[n]);
+            s = v_load(score + t);
         }
-        ATTN_UNROLL
-        for (int h = 0; h < n; h++)
-            v_store(state->scores + h * ATTN_BLOCK + t, v_sums(part[h]));
+        if (a->softcap != 0)
+            s = capped(a->softcap, s);
+        for (int n = 0; n < 2; n++)
+            if (additive[n]->data && additive[n]->type != ATTN_BOOL)
+                s = saturating_sum(s, v_load(w->additive[n] + h * ATTN_BLOCK + t));
+        if (a->alibi_slopes.data)
+            s = saturating_sum(s, key_alibi(rows->slope[h], rows->position[h] - (first + t)));
+        v_store(score + t, v_select(v_lane_bits(seen >> t), s, v_splat(-REAL_INFINITY)));
     }
 }
 
-/* output[h] += sum over the keys of scores[h][j] value j; the sum starts at 0. The next block's keys are asked for meanwhile. */
-ATTN_INLINE void
-decode_values_of(int n, enum attn_stored stored, const struct decode_state *state, const struct decode_block *block)
+/* Scores of one row become weights; the running maximum moves, decay is what older sums are multiplied by. */
+static void
+decode_softmax(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t first, int keys, int h, struct decode_state *state)
 {
-    int64_t step = stored == ATTN_STORED_REAL ? (int64_t)sizeof(REAL) : 2;
-    for (int64_t c = 0; c < state->value_pitch;) {
-        int columns = c + GROUP_VECTORS * LANES <= state->value_pitch ? GROUP_VECTORS : 1;
-        vreal sum[DECODE_ROWS][GROUP_VECTORS];
-        const char *next = block->key + ATTN_BLOCK * block->key_bytes + c * step;
-        ATTN_UNROLL
-        for (int h = 0; h < n; h++)
-            ATTN_UNROLL
-            for (int i = 0; i < GROUP_VECTORS; i++)
-                sum[h][i] = (vreal){0};
-        if (columns == GROUP_VECTORS)
-            for (int j = 0; j < block->keys; j++) {
-                const char *value = block->value + j * block->value_bytes + c * step;
-                prefetch_row(next + j * block->key_bytes, GROUP_VECTORS * LANES * step);
-                ATTN_UNROLL
-                for (int i = 0; i < GROUP_VECTORS; i++) {
-                    vreal x = load_stored(value + i * LANES * step, stored);
-                    ATTN_UNROLL
-                    for (int h = 0; h < n; h++)
-                        sum[h][i] += v_splat(state->scores[h * ATTN_BLOCK + j]) * x;
-                }
-            }
-        else
-            for (int j = 0; j < block->keys; j++) {
-                vreal x = load_stored(block->value + j * block->value_bytes + c * step, stored);
-                ATTN_UNROLL
-                for (int h = 0; h < n; h++)
-                    sum[h][0] += v_splat(state->scores[h * ATTN_BLOCK + j]) * x;
-            }
-        ATTN_UNROLL
-        for (int h = 0; h < n; h++)
-            for (int i = 0; i < columns; i++) {
-                REAL *o = state->output + h * state->value_pitch + c + i * LANES;
-                v_store(o, v_load(o) + sum[h][i]);
-            }
-        c += columns * LANES;
+    REAL *score = state->scores + h * ATTN_BLOCK;
+    vreal highest = v_splat(state->top[h]), base, decay, sum = {0};
+    for (int t = 0; t < keys; t += LANES)
+        highest = v_max(v_load(score + t), highest);
+    vreal top = v_splat(v_highest(highest));
+    softmax_step(v_splat(state->top[h]), top, &base, &decay);
+    for (int t = 0; t < keys; t += LANES) {
+        vreal p = v_exp2_weight(v_load(score + t) - base);
+        v_store(score + t, p);
+        sum += p;
+    }
+    state->top[h] = top[0];
+    state->decay[h] = decay[0];
+    state->sum[h] = state->sum[h] * decay[0] + v_sum(sum);
+    if (a->dropout_p > 0) {
+        REAL kept[ATTN_BLOCK];
+        drop_row(a->dropout_key, a->dropout_p, batch, rows->head[h], rows->index[h], first, keys, kept);
+        for (int t = 0; t < keys; t++)
+            score[t] = kept[t] != 0 ? score[t] : 0;
     }
 }
 
-#define ATTN_BY_STORED(call, stored) \
-    switch (stored) { \
-    case ATTN_STORED_FLOAT16: \
-        call(ATTN_STORED_FLOAT16); \
-        break; \
-    case ATTN_STORED_BFLOAT16: \
-        call(ATTN_STORED_BFLOAT16); \
-        break; \
-    default: \
-        call(ATTN_STORED_REAL); \
+/* All rows attend to a block of keys. */
+static void
+decode_step(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, struct decode_state *state, struct workplace *w)
+{
+    struct row_block *rows = state->rows;
+    struct key_block block = {.first = first, .keys = keys, .key_data = scalar_at(a, &a->key, batch, kv_head) + first * a->key.row};
+    if (tile_sight(a, batch, rows, &block, false, w) == ATTN_HIDDEN)
+        return;
+    struct stored_rows key, value;
+    const char *value_data = scalar_at(a, &a->value, batch, kv_head) + (first + w->from) * a->value.row;
+    decode_load_side(&a->key, block.key_data + w->from * a->key.row, w->keys, a->head_dim, w->block, &key);
+    decode_load_side(&a->value, value_data, w->keys, a->value_dim, w->block + ATTN_BLOCK * state->key_pitch, &value);
+    row_scores(rows->count, state->query, state->key_pitch, &key, w->keys, &value, state->value_pitch, state->scores);
+    for (int h = 0; h < rows->count; h++) {
+        decode_terms(a, batch, rows, &block, w, h, state->scores + h * ATTN_BLOCK);
+        decode_softmax(a, batch, rows, first + w->from, w->keys, h, state);
     }
-#undef ATTN_BY_STORED
+    if (w->sight == ATTN_PARTIAL && !rows_finite(&value, w->keys, state->value_pitch))
+        row_values_selected(rows->count, state->scores, w->seen, &value, w->keys, state->value_pitch, state->decay, state->output);
+    else
+        row_values(rows->count, state->scores, &value, w->keys, state->value_pitch, state->decay, &key, state->output);
+}
+
+/* The rows of a key/value head attend to keys first ... end - 1; the result goes to `part` (attention_parts.inc.h). */
+static void
+decode(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t first, int64_t end, REAL *part,
+       struct workplace *w, char *memory)
+{
+    int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK;
+    struct decode_state *state = decode_open(a, layout, batch, kv_head, first == 0, memory);
+    int64_t from = attn_max(first, state->rows->any_first / step * step), to = attn_min(end, state->rows->any_end);
+    for (int64_t key = from; key < to && !atomic_load_explicit(a->call.stop, memory_order_relaxed); key += step)
+        decode_step(a, batch, kv_head, key, (int)attn_min(step, to - key), state, w);
+    for (int h = 0; h < state->rows->count; h++) {
+        REAL *row = part + h * part_pitch(a);
+        memcpy(row + LANES, state->output + h * state->value_pitch, (size_t)state->value_pitch * sizeof(REAL));
+        row[0] = state->top[h];
+        row[1] = state->sum[h];
+    }
+}

@@ -17,13 +17,10 @@
 #define attend SUFFIX(attend)
 #define has_terms SUFFIX(has_terms)
 #define rows_finish SUFFIX(rows_finish)
-#define rows_part SUFFIX(rows_part)
-#define merge_parts SUFFIX(merge_parts)
-#define store_output SUFFIX(store_output)
-#define attention_plan SUFFIX(attention_plan)
-#define attention_run SUFFIX(attention_run)
+#define store_lse SUFFIX(store_lse)
+#define output_row SUFFIX(output_row)
+#define output_batch SUFFIX(output_batch)
 #define attend_range SUFFIX(attend_range)
-#define attn_attention_kernel SUFFIX(attn_attention)
 
 enum { ATTN_SPLIT = 1024 }; /* keys in a part, where one row block has to occupy several threads */
 
@@ -37,26 +34,39 @@ attn_blocks_per_task(const struct attn_attention *a, int64_t blocks)
     return shared;
 }
 
-/* How the forward pass is cut. By shape alone, but for `shared`. */
+/* How the forward pass is cut: by shape and storage alone, but for `shared`, `shares_head` and so `tasks`, which change no result. */
 struct attn_forward_cut {
     struct attn_row_layout layout;
-    int64_t kv_heads;   /* batch times key/value heads */
-    int64_t shared;     /* row blocks a task */
-    int64_t parts;      /* of the keys; 1: not split */
-    int64_t tasks;      /* of a key/value head */
-    int64_t decode_rows; /* rows of a key/value head where the decode kernel takes them, else 0 */
+    int64_t kv_heads;  /* batch times key/value heads */
+    int64_t rows;      /* of a key/value head */
+    int64_t shared;    /* row blocks a task */
+    int64_t parts;     /* of the keys; 1: not split */
+    int64_t tasks;     /* of a key/value head */
+    bool decodes;      /* the decode kernel takes the rows */
+    bool keeps_parts;  /* results go through attention_parts.inc.h */
+    bool shares_head;  /* one task a part, merged in a second phase; else a task computes all parts of its head */
 };
+
+/* The decode kernel is bound by memory while its few rows share a read; keys that are stored in half the bytes leave half the time. */
+static inline bool
+attn_decodes(const struct attn_attention *a)
+{
+    bool half = a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16;
+    return a->query_length * a->group <= (half ? 8 : 4);
+}
 
 static inline struct attn_forward_cut
 attn_forward_cut(const struct attn_attention *a)
 {
     struct attn_forward_cut cut = {.layout = attn_row_layout(a, a->query_length), .kv_heads = a->batch * (a->heads / a->group), .parts = 1};
-    int64_t rows = a->query_length * a->group;
+    cut.rows = a->query_length * a->group;
+    cut.decodes = attn_decodes(a);
     if (cut.layout.blocks == 1 && a->key_length > ATTN_SPLIT)
         cut.parts = (a->key_length + ATTN_SPLIT - 1) / ATTN_SPLIT;
-    cut.shared = attn_blocks_per_task(a, cut.layout.blocks);
-    cut.tasks = cut.parts > 1 ? cut.parts : (cut.layout.blocks + cut.shared - 1) / cut.shared;
-    cut.decode_rows = rows <= 4 ? rows : 0;
+    cut.keeps_parts = cut.decodes || cut.parts > 1;
+    cut.shares_head = cut.parts > 1 && cut.kv_heads < 8 * a->call.threads;
+    cut.shared = cut.keeps_parts ? 1 : attn_blocks_per_task(a, cut.layout.blocks);
+    cut.tasks = cut.shares_head ? cut.parts : cut.keeps_parts ? 1 : (cut.layout.blocks + cut.shared - 1) / cut.shared;
     return cut;
 }
 #endif
@@ -133,15 +143,17 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     int first = w->from + s->from; /* within the key block */
-    /* |q||k| E bounds every partial sum; NaN and inf fail the comparison too. */
-    bool risky = !((double)rows->query_max * (double)block->key_max * (double)a->head_dim < (double)REAL_MAX);
-    bool changed = risky || w->sight == ATTN_PARTIAL || has_terms(a);
+    /* sum |q| sum |k| bounds every partial sum of every score; NaN and inf fail the comparison too. */
+    bool risky = !(rows->query_abs * block->key_abs < REAL_MAX);
+    bool changed = risky || scales_scores(a) || w->sight == ATTN_PARTIAL || has_terms(a);
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
         ignored[i] = top[i];
     group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, s->scores, changed ? ignored : top);
     if (!changed)
         return;
+    if (scales_scores(a))
+        scale_scores(score_factor(a), s);
     if (risky) {
         struct segment whole = *s;
         whole.from = first;
@@ -201,7 +213,7 @@ softmax_step(vreal old, vreal top, vreal *base, vreal *decay)
 }
 
 static void
-attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, const struct key_block *block, const struct workplace *w, const struct segment *s)
+attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, const struct workplace *w, const struct segment *s)
 {
     vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
     REAL *tops = rows->top + s->lane, *sums = rows->sum + s->lane;
@@ -222,7 +234,7 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
     int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
     REAL *output = rows->output + base_lane * a->value_dim + (s->lane - base_lane);
     const REAL *value = block->value + first * block->value_row;
-    if (w->sight == ATTN_PARTIAL && !block->value_finite)
+    if (w->sight == ATTN_PARTIAL && !value_is_finite(a, block))
         output_selected(s->nv, s->scores, s->width, w->seen + s->from, s->lane, value, block->value_row, s->keys, decay, a->value_dim, output);
     else
         group_output(s->nv, s->scores, s->width, value, block->value_row, s->keys, decay, a->value_dim, output);
@@ -230,7 +242,7 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
 
 /* One row block attends to one key block. */
 static void
-attend(const struct attn_attention *a, int64_t batch, struct row_block *rows, const struct key_block *block, struct workplace *w)
+attend(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, struct workplace *w)
 {
     if (tile_sight(a, batch, rows, block, true, w) == ATTN_HIDDEN)
         return;
@@ -254,107 +266,60 @@ attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, cha
         struct key_block block;
         if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
             return false;
-        key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, false, w->block, &block);
+        key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, w->block, &block);
         for (int64_t i = 0; i < n; i++)
             attend(a, batch, (struct row_block *)(blocks + (size_t)i * bytes), &block, w);
     }
     return true;
 }
 
-/* Writes one finished row: output = row times `factor`, and its log-sum-exp. */
+/* The log-sum-exp of a row, from its maximum in log2 units and its sum. */
 static void
-store_output(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i, const REAL *row, double top, double sum)
+store_lse(const struct attn_attention *a, char *batch_data, int64_t head, int64_t i, double top, double sum)
 {
-    char *out = a->output.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->output.batch) + head * a->output.head + i * a->output.row;
-    store_row(out, a->output.column, row, a->value_dim, a->output.type, a->output.swapped);
-    if (a->lse.data) {
-        char *lse = a->lse.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->lse.batch) + head * a->lse.head + i * a->lse.row;
-        double value = sum == 0 ? -__builtin_inf() : top * LN2 + log(sum);
-        from_real(lse, narrowed(value), a->lse.type, a->lse.swapped);
-    }
+    double value = sum == 0 ? -__builtin_inf() : top * LN2 + log(sum);
+    from_real(batch_data + head * a->lse.head + i * a->lse.row, narrowed(value), a->lse.type, a->lse.swapped);
+}
+
+/* Where row i of a head of `t` lies, in a batch element whose data is given. */
+ATTN_INLINE char *
+output_row(const struct attn_tensor *t, char *batch_data, int64_t head, int64_t i)
+{
+    return batch_data + head * t->head + i * t->row;
+}
+
+ATTN_INLINE char *
+output_batch(const struct attn_attention *a, const struct attn_tensor *t, int64_t batch)
+{
+    return t->data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, t->batch);
 }
 
 /* Divides by the sums, transposes back and stores a row block. */
 static void
 rows_finish(const struct attn_attention *a, int64_t batch, const struct row_block *rows, struct workplace *w)
 {
+    const struct attn_tensor *output = &a->output;
     int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
-    for (int lane = 0; lane < rows->count;) {
-        int nv = group_vectors(rows->count, lane), width = nv * LANES;
-        REAL *output = rows->output + lane * a->value_dim;
-        for (int i = 0; i < nv; i++) {
-            vreal sum = v_load(rows->sum + lane + i * LANES);
-            vreal factor = v_select(sum == (vreal){0}, (vreal){0}, v_splat((REAL)(1 / (1 - a->dropout_p))) / sum);
-            for (int64_t c = 0; c < a->value_dim; c++) {
-                REAL *o = output + c * width + i * LANES;
-                v_store(o, v_load(o) * factor);
-            }
-        }
-        transpose_out(w->staging + lane * pitch, pitch, output, width, a->value_dim);
-        lane += width;
+    char *data = output_batch(a, output, batch);
+    REAL *row[ATTN_BLOCK], factor[ATTN_BLOCK];
+    bool direct = is_direct(output);
+    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
+        vreal sum = v_load(rows->sum + lane);
+        v_storeu(factor + lane, v_select(sum == (vreal){0}, (vreal){0}, v_splat((REAL)(1 / (1 - a->dropout_p))) / sum));
     }
     for (int lane = 0; lane < rows->count; lane++)
-        store_output(a, batch, rows->head[lane], rows->out_row[lane], w->staging + lane * pitch, (double)rows->top[lane], (double)rows->sum[lane]);
-}
-
-/* A part's row in the workspace: maximum, sum, and the output not yet divided; whole vectors. */
-#ifndef ATTN_PART_PITCH
-#define ATTN_PART_PITCH
-#define part_pitch SUFFIX(part_pitch)
-#define part_row SUFFIX(part_row)
-#endif
-
-ATTN_INLINE int64_t
-part_pitch(const struct attn_attention *a)
-{
-    return (a->value_dim + LANES - 1) / LANES * LANES + LANES;
-}
-
-ATTN_INLINE REAL *
-part_row(const struct attn_attention *a, int64_t rows, int64_t parts, int64_t kv, int64_t part, int64_t row)
-{
-    return (REAL *)a->call.workspace + ((kv * parts + part) * rows + row) * part_pitch(a);
-}
-
-static void
-rows_part(const struct attn_attention *a, const struct row_block *rows, int64_t parts, int64_t kv, int64_t part, struct workplace *w)
-{
-    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
+        row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : w->staging + lane * pitch;
     for (int lane = 0; lane < rows->count;) {
         int width = group_vectors(rows->count, lane) * LANES;
-        transpose_out(w->staging + lane * pitch, pitch, rows->output + lane * a->value_dim, width, a->value_dim);
+        transpose_out(row + lane, rows->output + lane * a->value_dim, width, (int)attn_min(width, rows->count - lane), a->value_dim, factor + lane);
         lane += width;
     }
-    for (int lane = 0; lane < rows->count; lane++) {
-        REAL *to = part_row(a, rows->count, parts, kv, part, lane);
-        memcpy(to + LANES, w->staging + lane * pitch, (size_t)pitch * sizeof(REAL));
-        to[0] = rows->top[lane];
-        to[1] = rows->sum[lane];
+    if (!direct)
+        for (int lane = 0; lane < rows->count; lane++)
+            store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], a->value_dim, output->type, output->swapped);
+    if (a->lse.data) {
+        char *lse = output_batch(a, &a->lse, batch);
+        for (int lane = 0; lane < rows->count; lane++)
+            store_lse(a, lse, rows->head[lane], rows->out_row[lane], (double)rows->top[lane], (double)rows->sum[lane]);
     }
-}
-
-/* The parts of one row, in ascending order: O = sum_t 2^(top_t - top) O_t / l. `sum` and the first part's row are used up. */
-static void
-merge_parts(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i, int64_t rows, int64_t parts, int64_t kv, int64_t row)
-{
-    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
-    REAL top = -REAL_INFINITY, *to = part_row(a, rows, parts, kv, 0, row);
-    for (int64_t t = 0; t < parts; t++) {
-        REAL m = part_row(a, rows, parts, kv, t, row)[0];
-        top = m > top || m != m ? m : top;
-    }
-    REAL base = top == -REAL_INFINITY ? 0 : top, sum = 0;
-    for (int64_t t = 0; t < parts; t++) {
-        REAL *part = part_row(a, rows, parts, kv, t, row);
-        vreal factor = v_exp2_weight(v_splat(part[0] - base));
-        sum += factor[0] * part[1];
-        for (int64_t c = 0; c < pitch; c += LANES) {
-            vreal more = v_load(part + LANES + c) * factor;
-            v_store(to + LANES + c, t == 0 ? more : v_load(to + LANES + c) + more);
-        }
-    }
-    REAL factor = sum == 0 ? 0 : (REAL)(1 / (1 - a->dropout_p)) / sum;
-    for (int64_t c = 0; c < pitch; c += LANES)
-        v_store(to + LANES + c, v_load(to + LANES + c) * v_splat(factor));
-    store_output(a, batch, head, i, to + LANES, (double)top, (double)sum);
 }

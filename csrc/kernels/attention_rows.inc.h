@@ -12,10 +12,14 @@
 #define rows_ranges SUFFIX(rows_ranges)
 #define rows_query SUFFIX(rows_query)
 #define rows_start SUFFIX(rows_start)
+#define row_sink SUFFIX(row_sink)
 #define group_vectors SUFFIX(group_vectors)
 #define transpose_in SUFFIX(transpose_in)
 #define transpose_out SUFFIX(transpose_out)
 #define scalar_at SUFFIX(scalar_at)
+#define scales_scores SUFFIX(scales_scores)
+#define query_factor SUFFIX(query_factor)
+#define score_factor SUFFIX(score_factor)
 
 /* How the rows of one (batch element, key/value head) are cut into row blocks. */
 struct attn_row_layout {
@@ -49,7 +53,7 @@ struct row_block {
     int64_t position[ATTN_BLOCK];         /* i + offset */
     int64_t out_row[ATTN_BLOCK];          /* row of the output */
     REAL slope[ATTN_BLOCK];               /* ALiBi slope times log2(e) */
-    REAL query_max;                       /* largest |scaled query|; inf or NaN included */
+    REAL query_abs;                       /* sum of |scaled query|; inf or NaN where there are such */
     REAL top[ATTN_BLOCK] __attribute__((aligned(64)));  /* running maximum, log2 units */
     REAL sum[ATTN_BLOCK] __attribute__((aligned(64)));  /* running sum of 2^(score - top) */
     REAL *query;                          /* [group][E][width], scaled by scale log2(e) */
@@ -86,45 +90,72 @@ scalar_at(const struct attn_attention *a, const struct attn_tensor *t, int64_t b
     return t->data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, t->batch) + head * t->head;
 }
 
-/* to[c][lane] = from[lane][c] times `factor`, for `lanes` rows of n REALs that lie `pitch` apart; lanes up to `width` get 0. */
-ATTN_NOINLINE void
-transpose_in(REAL *to, int64_t width, const REAL *from, int64_t pitch, int lanes, int64_t n, double factor)
+/* Where scale log2(e) is so small that query times it would lose bits below the normal range, it multiplies the scores instead. */
+ATTN_INLINE bool
+scales_scores(const struct attn_attention *a)
 {
-    vreal scale = v_splat((REAL)factor);
+    return fabs(a->scale) < (REAL_BITS == 32 ? 0x1p-60 : 0x1p-500);
+}
+
+ATTN_INLINE REAL
+query_factor(const struct attn_attention *a)
+{
+    return scales_scores(a) ? 1 : (REAL)(a->scale * LOG2E);
+}
+
+ATTN_INLINE REAL
+score_factor(const struct attn_attention *a)
+{
+    return scales_scores(a) ? (REAL)(a->scale * LOG2E) : 1;
+}
+
+/* to[c][lane] = row[lane][c] times `factor`, for `lanes` rows of n REALs; lanes up to `width` get 0. Returns sums of the absolute values written. */
+ATTN_NOINLINE vreal
+transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, REAL factor)
+{
+    vreal scale = v_splat(factor), sum[4] = {{0}, {0}, {0}, {0}};
     for (int lane = 0; lane < width; lane += LANES)
         for (int64_t c = 0; c < n; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
             for (int i = 0; i < LANES; i++) {
-                const REAL *row = from + (lane + i) * pitch + c;
                 if (lane + i >= lanes)
                     block[i] = (vreal){0};
                 else if (c + LANES <= n)
-                    block[i] = v_loadu(row) * scale;
+                    block[i] = v_loadu(row[lane + i] + c) * scale;
                 else {
                     REAL part[VECTOR_BYTES / sizeof(REAL)] = {0};
-                    memcpy(part, row, (size_t)(n - c) * sizeof(REAL));
+                    memcpy(part, row[lane + i] + c, (size_t)(n - c) * sizeof(REAL));
                     block[i] = v_loadu(part) * scale;
                 }
+                sum[i % 4] += v_abs(block[i]);
             }
             v_transpose(block);
             for (int i = 0; i < LANES && c + i < n; i++)
                 v_store(to + (c + i) * width + lane, block[i]);
         }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* to[lane][c] = from[c][lane] for the rows of a group; to's rows are `pitch` apart and hold n rounded up to whole vectors. */
+/* row[lane][c] = from[c][lane] factor[lane] for `lanes` rows of a group. */
 ATTN_NOINLINE void
-transpose_out(REAL *to, int64_t pitch, const REAL *from, int64_t width, int64_t n)
+transpose_out(REAL *const *row, const REAL *from, int64_t width, int lanes, int64_t n, const REAL *factor)
 {
-    for (int lane = 0; lane < width; lane += LANES)
+    for (int lane = 0; lane < lanes; lane += LANES) {
+        vreal scale = v_loadu(factor + lane);
         for (int64_t c = 0; c < n; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
-            for (int i = 0; i < LANES; i++)
+            for (int i = 0; i < LANES; i++) {
                 block[i] = c + i < n ? v_load(from + (c + i) * width + lane) : (vreal){0};
+                block[i] *= scale;
+            }
             v_transpose(block);
-            for (int i = 0; i < LANES; i++)
-                v_storeu(to + (lane + i) * pitch + c, block[i]);
+            for (int i = 0; i < LANES && lane + i < lanes; i++)
+                if (c + LANES <= n)
+                    v_storeu(row[lane + i] + c, block[i]);
+                else
+                    memcpy(row[lane + i] + c, &block[i], (size_t)(n - c) * sizeof(REAL));
         }
+    }
 }
 
 /* Which keys each lane sees, by position alone: causal, window and lengths are one interval. */
@@ -173,40 +204,55 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
 {
     int64_t first = layout.paired ? block * ATTN_BLOCK : block / a->group * ATTN_BLOCK;
     int64_t last = layout.paired ? layout.positions * a->group : layout.positions;
+    int64_t position = layout.paired ? first / a->group : first, head = layout.paired ? first % a->group : block % a->group;
     rows->count = (int)attn_min(ATTN_BLOCK, last - first);
     for (int lane = 0; lane < rows->count; lane++) {
-        int64_t r = first + lane;
-        int64_t position = layout.paired ? r / a->group : r;
-        rows->head[lane] = kv_head * a->group + (layout.paired ? r % a->group : block % a->group);
+        rows->head[lane] = kv_head * a->group + head;
         rows->out_row[lane] = position;
         rows->index[lane] = a->rows.data ? *(const int64_t *)(a->rows.data + position * a->rows.row) : position;
-        rows->slope[lane] = a->alibi_slopes.data ? *(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]) * (REAL)LOG2E : 0;
+        if (!layout.paired || ++head == a->group) {
+            position++;
+            head = layout.paired ? 0 : head;
+        }
     }
+    if (a->alibi_slopes.data)
+        for (int lane = 0; lane < rows->count; lane++)
+            rows->slope[lane] = *(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]) * (REAL)LOG2E;
     rows_ranges(a, batch, rows);
 }
 
-/* Describes and loads a row block. staging: 64 rows of E REALs rounded up to whole vectors. */
+/* Describes and loads a row block. staging: 64 rows of E REALs rounded up to whole vectors, for what cannot be read in place. */
 static void
 rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging, struct row_block *rows)
 {
+    const struct attn_tensor *query = &a->query;
+    const char *data = scalar_at(a, query, batch, 0);
     int64_t pitch = (a->head_dim + LANES - 1) / LANES * LANES;
+    const REAL *row[ATTN_BLOCK];
+    bool direct = is_direct(query);
     rows_describe(a, layout, batch, kv_head, block, rows);
-    for (int lane = 0; lane < rows->count; lane++)
-        load_row(staging + lane * pitch, rows_query(a, batch, rows->head[lane], rows->index[lane]), a->query.column, a->head_dim, a->query.type, a->query.swapped);
-    vreal largest = {0}, tail = {0};
-    for (int lane = 0; lane < ATTN_BLOCK && lane < rows->count;) {
-        int nv = group_vectors(rows->count, lane), width = nv * LANES;
-        REAL *to = rows->query + lane * a->head_dim;
-        transpose_in(to, width, staging + lane * pitch, pitch, rows->count - lane, a->head_dim, a->scale * LOG2E);
-        for (int64_t i = 0; i < a->head_dim * width; i += LANES) {
-            vreal x = v_abs(v_load(to + i));
-            largest = v_max(largest, x);
-            tail += x;
-        }
+    for (int lane = 0; lane < rows->count; lane++) {
+        const char *p = data + rows->head[lane] * query->head + rows->index[lane] * query->row;
+        row[lane] = direct ? (const REAL *)p : staging + lane * pitch;
+        if (!direct)
+            load_row(staging + lane * pitch, p, query->column, a->head_dim, query->type, query->swapped);
+    }
+    vreal sum = {0};
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        sum += transpose_in(rows->query + lane * a->head_dim, width, row + lane, rows->count - lane, a->head_dim, query_factor(a));
         lane += width;
     }
-    REAL total = v_sum(tail);
-    rows->query_max = total - total == 0 ? v_highest(largest) : REAL_INFINITY;
+    rows->query_abs = v_sum(sum);
+}
+
+/* A sink enters the maximum and the sum, as a key without a value would. */
+ATTN_INLINE void
+row_sink(const struct attn_attention *a, int64_t batch, int64_t head, REAL *top, REAL *sum)
+{
+    REAL sink = *(const REAL *)scalar_at(a, &a->sinks, batch, head);
+    *top = sink - sink == 0 ? (REAL)fmin(fmax((double)sink * LOG2E, -(double)REAL_MAX), (double)REAL_MAX) : sink;
+    *sum = sink == -REAL_INFINITY ? 0 : 1;
 }
 
 /* Nothing seen yet: no maximum, no sum but the sink's, output 0. */
@@ -216,11 +262,8 @@ rows_start(const struct attn_attention *a, int64_t batch, struct row_block *rows
     for (int lane = 0; lane < ATTN_BLOCK; lane++) {
         rows->top[lane] = -REAL_INFINITY;
         rows->sum[lane] = 0;
-        if (with_sink && a->sinks.data && lane < rows->count) {
-            REAL sink = *(const REAL *)scalar_at(a, &a->sinks, batch, rows->head[lane]);
-            rows->top[lane] = sink - sink == 0 ? fmin(fmax(sink * LOG2E, -REAL_MAX), REAL_MAX) : sink;
-            rows->sum[lane] = sink == -REAL_INFINITY ? 0 : 1;
-        }
+        if (with_sink && a->sinks.data && lane < rows->count)
+            row_sink(a, batch, rows->head[lane], &rows->top[lane], &rows->sum[lane]);
     }
     memset(rows->output, 0, (size_t)(value_dim * ATTN_BLOCK) * sizeof(REAL));
 }

@@ -1,68 +1,88 @@
 /* attention_run.inc.h: plan and run of scaled_dot_product_attention: which kernel, which tasks, in which order. */
+#ifndef ATTN_RUN_NAMES
+#define ATTN_RUN_NAMES
+#define attention_plan SUFFIX(attention_plan)
+#define attention_run SUFFIX(attention_run)
+#define attend_part SUFFIX(attend_part)
+#define attend_blocks SUFFIX(attend_blocks)
+#define attn_attention_kernel SUFFIX(attn_attention)
+#endif
 
 static void
 attention_plan(const void *arguments, struct attn_plan *plan)
 {
     const struct attn_attention *a = arguments;
     struct attn_forward_cut cut = attn_forward_cut(a);
-    int64_t rows = attn_min(ATTN_BLOCK, cut.layout.positions * a->group);
-    bool parted = cut.decode_rows || cut.parts > 1;
-    plan->phases = cut.parts > 1 ? 2 : 1;
+    plan->phases = cut.shares_head ? 2 : 1;
     plan->tasks[0] = cut.kv_heads * cut.tasks;
     plan->tasks[1] = cut.kv_heads;
-    plan->workspace = parted ? (size_t)(cut.kv_heads * cut.parts * rows * part_pitch(a)) * sizeof(REAL) : 0;
-    plan->scratch = workplace_bytes(a->head_dim, a->value_dim) + (cut.decode_rows ? decode_bytes(a) : (size_t)cut.shared * rows_bytes(a->head_dim, a->value_dim));
+    plan->workspace = cut.shares_head ? (size_t)cut.kv_heads * parts_bytes(a, &cut) : 0;
+    plan->scratch = workplace_bytes(a->head_dim, a->value_dim) +
+                    (cut.decodes ? decode_bytes(a) : (size_t)cut.shared * rows_bytes(a->head_dim, a->value_dim)) +
+                    (cut.keeps_parts && !cut.shares_head ? parts_bytes(a, &cut) : 0);
     plan->cost = 2.0 * (double)(a->batch * a->heads) * (double)a->query_length * (double)a->key_length * (double)(a->head_dim + a->value_dim + 8);
 }
 
-/* Rows of one key/value head of batch element `batch`, as the merge sees them. */
+/* One part of the keys for all rows of a key/value head. */
 static void
-attention_merge_task(const struct attn_attention *a, const struct attn_forward_cut *cut, int64_t kv)
+attend_part(const struct attn_attention *a, const struct attn_forward_cut *cut, int64_t batch, int64_t kv_head, int64_t part, REAL *parts,
+            struct workplace *w, char *memory)
 {
-    int64_t kv_heads = a->heads / a->group, rows = cut->layout.positions * a->group;
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t head = kv % kv_heads * a->group + (cut->layout.paired ? row % a->group : 0);
-        merge_parts(a, kv / kv_heads, head, cut->layout.paired ? row / a->group : row, rows, cut->parts, kv, row);
+    int64_t first = part * ATTN_SPLIT, end = cut->parts > 1 ? attn_min(a->key_length, first + ATTN_SPLIT) : a->key_length;
+    REAL *to = part_rows(a, cut, parts, part);
+    if (cut->decodes) {
+        decode(a, cut->layout, batch, kv_head, first, end, to, w, memory);
+        return;
     }
+    struct row_block *rows = rows_place(memory, a->head_dim);
+    rows_load(a, cut->layout, batch, kv_head, 0, w->staging, rows);
+    rows_start(a, batch, rows, a->value_dim, first == 0);
+    if (attend_range(a, batch, kv_head, memory, 0, 1, first, end, w))
+        rows_part(a, rows, to);
 }
 
-/* Task number to (key/value head, chunk of row blocks): where later rows see more keys the last chunks come first, the heads next to one another. */
+/* Row blocks from ... from + n - 1 over all keys. */
+static void
+attend_blocks(const struct attn_attention *a, const struct attn_forward_cut *cut, int64_t batch, int64_t kv_head, int64_t from, int64_t n,
+              struct workplace *w, char *memory)
+{
+    size_t bytes = rows_bytes(a->head_dim, a->value_dim);
+    for (int64_t i = 0; i < n; i++) {
+        struct row_block *rows = rows_place(memory + (size_t)i * bytes, a->head_dim);
+        rows_load(a, cut->layout, batch, kv_head, from + i, w->staging, rows);
+        rows_start(a, batch, rows, a->value_dim, true);
+    }
+    if (!attend_range(a, batch, kv_head, memory, bytes, n, 0, a->key_length, w))
+        return;
+    for (int64_t i = 0; i < n; i++)
+        rows_finish(a, batch, (struct row_block *)(memory + (size_t)i * bytes), w);
+}
+
+/* Task number to (key/value head, row blocks or part): where later rows see more keys the last row blocks come first, heads next to one another. */
 static void
 attention_run(const void *arguments, int phase, int64_t task, void *scratch)
 {
     const struct attn_attention *a = arguments;
     struct attn_forward_cut cut = attn_forward_cut(a);
-    if (phase == 1) {
-        attention_merge_task(a, &cut, task);
-        return;
-    }
-    int64_t kv_heads = a->heads / a->group, chunk = a->is_causal ? cut.tasks - 1 - task / cut.kv_heads : task % cut.tasks;
-    int64_t kv = a->is_causal ? task % cut.kv_heads : task / cut.tasks, batch = kv / kv_heads;
+    int64_t kv_heads = a->heads / a->group;
+    int64_t chunk = a->is_causal ? cut.tasks - 1 - task / cut.kv_heads : task % cut.tasks;
+    int64_t kv = phase == 1 ? task : a->is_causal ? task % cut.kv_heads : task / cut.tasks;
+    int64_t batch = kv / kv_heads, kv_head = kv % kv_heads;
     struct workplace *w = workplace_open(scratch, a->head_dim, a->value_dim);
-    char *blocks = (char *)scratch + workplace_bytes(a->head_dim, a->value_dim);
-    int64_t first = cut.parts > 1 ? chunk * ATTN_SPLIT : 0, end = cut.parts > 1 ? attn_min(a->key_length, first + ATTN_SPLIT) : a->key_length;
-    if (cut.decode_rows) {
-        decode(a, &cut, kv, chunk, first, end, w, blocks);
-        if (cut.parts == 1)
-            attention_merge_task(a, &cut, kv);
-        return;
-    }
-    size_t bytes = rows_bytes(a->head_dim, a->value_dim);
-    int64_t from = cut.parts > 1 ? 0 : chunk * cut.shared, n = cut.parts > 1 ? 1 : attn_min(cut.shared, cut.layout.blocks - from);
-    for (int64_t i = 0; i < n; i++) {
-        struct row_block *rows = rows_place(blocks + (size_t)i * bytes, a->head_dim);
-        rows_load(a, cut.layout, batch, kv % kv_heads, from + i, w->staging, rows);
-        rows_start(a, batch, rows, a->value_dim, first == 0);
-    }
-    if (!attend_range(a, batch, kv % kv_heads, blocks, bytes, n, first, end, w))
-        return;
-    for (int64_t i = 0; i < n; i++) {
-        const struct row_block *rows = (struct row_block *)(blocks + (size_t)i * bytes);
-        if (cut.parts > 1)
-            rows_part(a, rows, cut.parts, kv, chunk, w);
-        else
-            rows_finish(a, batch, rows, w);
-    }
+    char *memory = (char *)scratch + workplace_bytes(a->head_dim, a->value_dim);
+    REAL *shared_parts = cut.shares_head ? (REAL *)((char *)a->call.workspace + (size_t)kv * parts_bytes(a, &cut)) : NULL;
+    if (phase == 1)
+        merge_parts(a, &cut, shared_parts, batch, kv_head);
+    else if (cut.shares_head)
+        attend_part(a, &cut, batch, kv_head, chunk, shared_parts, w, memory);
+    else if (cut.keeps_parts) {
+        REAL *parts = (REAL *)memory;
+        for (int64_t part = 0; part < cut.parts; part++)
+            attend_part(a, &cut, batch, kv_head, part, parts, w, memory + parts_bytes(a, &cut));
+        if (!atomic_load_explicit(a->call.stop, memory_order_relaxed))
+            merge_parts(a, &cut, parts, batch, kv_head);
+    } else
+        attend_blocks(a, &cut, batch, kv_head, chunk * cut.shared, attn_min(cut.shared, cut.layout.blocks - chunk * cut.shared), w, memory);
 }
 
 static const struct attn_kernel attn_attention_kernel = {attention_plan, attention_run};

@@ -8,14 +8,21 @@
 #define key_block_load SUFFIX(key_block_load)
 #define key_block_bytes SUFFIX(key_block_bytes)
 #define in_place SUFFIX(in_place)
+#define block_rows SUFFIX(block_rows)
 #define saturating_sum SUFFIX(saturating_sum)
 #define repaired_score SUFFIX(repaired_score)
 #define repair_scores SUFFIX(repair_scores)
+#define capped SUFFIX(capped)
 #define cap_scores SUFFIX(cap_scores)
+#define scale_scores SUFFIX(scale_scores)
+#define key_alibi SUFFIX(key_alibi)
 #define add_tile SUFFIX(add_tile)
 #define add_alibi SUFFIX(add_alibi)
 #define hide_scores SUFFIX(hide_scores)
-#define largest_of SUFFIX(largest_of)
+#define sum_of_abs SUFFIX(sum_of_abs)
+#define value_is_finite SUFFIX(value_is_finite)
+
+enum attn_finite { ATTN_UNKNOWN, ATTN_FINITE, ATTN_NOT_FINITE };
 #endif
 
 /* A block of keys and values, in place or loaded. */
@@ -25,8 +32,8 @@ struct key_block {
     const REAL *key, *value;     /* rows key_row and value_row REALs apart */
     int64_t key_row, value_row;
     const char *key_data;        /* the operand itself, for repair_scores */
-    REAL key_max;                /* largest |k|; inf or NaN where there are such */
-    bool value_finite;
+    REAL key_abs;                /* sum |k|; inf or NaN where there are such */
+    enum attn_finite value_state; /* asked for by partial tiles only */
 };
 
 struct segment {
@@ -44,27 +51,25 @@ in_place(const struct attn_tensor *t, bool shared)
     return is_direct(t) && (!shared || (t->row < 2048 && t->row > -2048));
 }
 
-/* The largest |x| of a block; inf where any is not finite. */
+/* sum |x| over a block: a bound of the largest |x|, and not finite where some x is not. */
 ATTN_INLINE REAL
-largest_of(const REAL *x, int64_t row, int rows, int64_t n)
+sum_of_abs(const REAL *x, int64_t row, int rows, int64_t n)
 {
-    vreal largest = {0}, zero = {0};
-    REAL top = 0, tail = 0;
+    vreal sum[4] = {{0}, {0}, {0}, {0}};
+    REAL tail = 0;
     for (int r = 0; r < rows; r++) {
+        const REAL *p = x + r * row;
         int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) {
-            vreal v = v_loadu(x + r * row + i);
-            largest = v_max(v_abs(v), largest);
-            zero += v * v_splat(0); /* NaN from the first inf or NaN on */
-        }
-        for (; i < n; i++) {
-            REAL v = x[r * row + i];
-            top = v > top ? v : -v > top ? -v : top;
-            tail += v * 0;
-        }
+        for (; i + 4 * LANES <= n; i += 4 * LANES)
+            ATTN_UNROLL
+            for (int k = 0; k < 4; k++)
+                sum[k] += v_abs(v_loadu(p + i + k * LANES));
+        for (; i + LANES <= n; i += LANES)
+            sum[0] += v_abs(v_loadu(p + i));
+        for (; i < n; i++)
+            tail += p[i] < 0 ? -p[i] : p[i];
     }
-    REAL highest = v_highest(largest);
-    return v_sum(zero) + tail == 0 ? (highest > top ? highest : top) : REAL_INFINITY;
+    return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + tail;
 }
 
 ATTN_INLINE size_t
@@ -73,48 +78,46 @@ key_block_bytes(int64_t head_dim, int64_t value_dim)
     return attn_round_up(((size_t)head_dim + (size_t)value_dim + 2 * VECTOR_BYTES / sizeof(REAL)) * ATTN_BLOCK * sizeof(REAL));
 }
 
-/* shared: several row blocks use it. value may be absent. Rows of a loaded block are whole vectors, filled up with 0. */
-static void
-key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, bool pad, REAL *memory, struct key_block *block)
+/* Rows of keys or values as REALs, in place or copied to `memory`; *row is what they lie apart. shared: several row blocks use them. */
+static const REAL *
+block_rows(const struct attn_tensor *t, const char *data, int keys, int64_t n, bool shared, REAL *memory, int64_t *row)
 {
-    const char *key = scalar_at(a, &a->key, batch, kv_head) + first * a->key.row;
+    if (in_place(t, shared)) {
+        *row = t->row / (int64_t)sizeof(REAL);
+        return (const REAL *)data;
+    }
+    *row = (n + LANES - 1) / LANES * LANES;
+    for (int r = 0; r < keys; r++)
+        load_row(memory + r * *row, data + r * t->row, t->column, n, t->type, t->swapped);
+    return memory;
+}
+
+/* value may be absent. */
+static void
+key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, REAL *memory, struct key_block *block)
+{
     block->first = first;
     block->keys = keys;
-    block->key_data = key;
+    block->key_data = scalar_at(a, &a->key, batch, kv_head) + first * a->key.row;
+    block->key = block_rows(&a->key, block->key_data, keys, a->head_dim, shared, memory, &block->key_row);
+    block->key_abs = sum_of_abs(block->key, block->key_row, keys, a->head_dim);
     block->value = NULL;
-    block->value_finite = true;
-    int64_t pitch = (a->head_dim + LANES - 1) / LANES * LANES;
-    if (in_place(&a->key, shared) && !(pad && pitch != a->head_dim)) {
-        block->key = (const REAL *)key;
-        block->key_row = a->key.row / (int64_t)sizeof(REAL);
-    } else {
-        for (int r = 0; r < keys; r++) {
-            load_row(memory + r * pitch, key + r * a->key.row, a->key.column, a->head_dim, a->key.type, a->key.swapped);
-            for (int64_t i = a->head_dim; i < pitch; i++)
-                memory[r * pitch + i] = 0;
-        }
-        block->key = memory;
-        block->key_row = pitch;
-    }
-    block->key_max = largest_of(block->key, block->key_row, keys, a->head_dim);
+    block->value_state = ATTN_UNKNOWN;
     if (!a->value.data)
         return;
-    const char *value = scalar_at(a, &a->value, batch, kv_head) + first * a->value.row;
-    memory += ATTN_BLOCK * pitch;
-    pitch = (a->value_dim + LANES - 1) / LANES * LANES;
-    if (in_place(&a->value, shared) && !(pad && pitch != a->value_dim)) {
-        block->value = (const REAL *)value;
-        block->value_row = a->value.row / (int64_t)sizeof(REAL);
-    } else {
-        for (int r = 0; r < keys; r++) {
-            load_row(memory + r * pitch, value + r * a->value.row, a->value.column, a->value_dim, a->value.type, a->value.swapped);
-            for (int64_t i = a->value_dim; i < pitch; i++)
-                memory[r * pitch + i] = 0;
-        }
-        block->value = memory;
-        block->value_row = pitch;
+    memory += ATTN_BLOCK * ((a->head_dim + LANES - 1) / LANES * LANES);
+    block->value = block_rows(&a->value, scalar_at(a, &a->value, batch, kv_head) + first * a->value.row, keys, a->value_dim, shared, memory, &block->value_row);
+}
+
+/* Whether all values of a block are finite: 0 times one that is not is NaN. */
+static bool
+value_is_finite(const struct attn_attention *a, struct key_block *block)
+{
+    if (block->value_state == ATTN_UNKNOWN) {
+        REAL sum = sum_of_abs(block->value, block->value_row, block->keys, a->value_dim);
+        block->value_state = sum - sum == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
     }
-    block->value_finite = largest_of(block->value, block->value_row, keys, a->value_dim) != REAL_INFINITY;
+    return block->value_state == ATTN_FINITE;
 }
 
 /* x + y; a sum of finite terms stays finite. */
@@ -158,14 +161,29 @@ repair_scores(const struct attn_attention *a, int64_t batch, const struct row_bl
 }
 
 /* softcap tanh(score / softcap); scores are in log2 units before and after. */
+ATTN_INLINE vreal
+capped(double softcap, vreal score)
+{
+    return v_splat(narrowed(fmin(softcap * LOG2E, __DBL_MAX__))) * v_tanh(score * v_splat((REAL)(LN2 / softcap)));
+}
+
 static void
 cap_scores(double softcap, const struct segment *s)
 {
-    vreal in = v_splat((REAL)(LN2 / softcap)), out = v_splat((REAL)(softcap * LOG2E));
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv; i++) {
             REAL *score = s->scores + t * s->width + i * LANES;
-            v_store(score, out * v_tanh(v_load(score) * in));
+            v_store(score, capped(softcap, v_load(score)));
+        }
+}
+
+static void
+scale_scores(REAL factor, const struct segment *s)
+{
+    for (int t = 0; t < s->keys; t++)
+        for (int i = 0; i < s->nv; i++) {
+            REAL *score = s->scores + t * s->width + i * LANES;
+            v_store(score, v_load(score) * v_splat(factor));
         }
 }
 
@@ -203,6 +221,16 @@ add_alibi(const struct row_block *rows, const struct segment *s, int64_t key)
             v_store(score, saturating_sum(v_load(score), -(slope * v_abs(ahead - v_splat((REAL)t)))));
         }
     }
+}
+
+/* The same for one row and LANES keys, the first of which is `ahead` positions before it. */
+ATTN_INLINE vreal
+key_alibi(REAL slope, int64_t ahead)
+{
+    vreal key;
+    for (int n = 0; n < LANES; n++)
+        key[n] = (REAL)n;
+    return -(v_splat(slope) * v_abs(v_splat((REAL)ahead) - key));
 }
 
 /* Hidden scores become -inf, by select: what was computed there may be NaN. top follows the maximum of the rest. seen: word = key, or NULL. */

@@ -1,0 +1,70 @@
+/* probe.inc.h: the arithmetic that this level can do at the most, and what the inner loops of attention do of it on data that stays in L1. */
+#ifndef ATTN_PROBE_NAMES
+#define ATTN_PROBE_NAMES
+#define fused SUFFIX(fused)
+#define fma_peak SUFFIX(attn_fma_peak)
+#define tile_ceiling SUFFIX(attn_tile_ceiling)
+
+enum { ATTN_PROBE_CHAINS = 12 }; /* twice 4 cycles of latency by two units at least fill 8; 12 fit the registers of every level */
+#endif
+
+/* a b + c by the instruction itself: a compiler that stopped contracting would not slow this one down, and so would be seen beside the kernels. */
+ATTN_INLINE vreal
+fused(vreal a, vreal b, vreal c)
+{
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined ATTN_ISA_AVX512
+    return (vreal)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
+    return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined ATTN_ISA_AVX2
+    return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+
+static double
+fma_peak(int64_t rounds)
+{
+    vreal sum[ATTN_PROBE_CHAINS];
+    const vreal shrink = v_splat((REAL)0.999), more = v_splat((REAL)1e-3);
+    for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
+        sum[i] = v_splat((REAL)i);
+    for (int64_t round = 0; round < rounds; round++)
+        ATTN_UNROLL
+        for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
+            sum[i] = fused(sum[i], shrink, more);
+    volatile REAL kept = 0;
+    for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
+        kept = kept + sum[i][0];
+    return 2.0 * LANES * ATTN_PROBE_CHAINS * (double)rounds;
+}
+
+/* Scores, weights and output of one whole group and one key block, over and over. */
+static double
+tile_ceiling(int64_t head_dim, int64_t rounds)
+{
+    enum { WIDTH = GROUP_VECTORS * VECTOR_BYTES / sizeof(REAL), COLUMNS = 256 };
+    REAL query[COLUMNS * WIDTH] __attribute__((aligned(64))), output[COLUMNS * WIDTH] __attribute__((aligned(64)));
+    REAL scores[ATTN_BLOCK * WIDTH] __attribute__((aligned(64))), key[ATTN_BLOCK * COLUMNS] __attribute__((aligned(64)));
+    head_dim = attn_max(1, attn_min(head_dim, COLUMNS));
+    for (int64_t i = 0; i < ATTN_BLOCK * head_dim; i++)
+        key[i] = (REAL)(i % 61 - 30) / 64;
+    memset(output, 0, sizeof output);
+    for (int64_t i = 0; i < head_dim * WIDTH; i++)
+        query[i] = (REAL)(i % 53 - 26) / 64;
+    for (int64_t round = 0; round < rounds; round++) {
+        vreal top[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
+        for (int i = 0; i < GROUP_VECTORS; i++) {
+            top[i] = v_splat(-REAL_INFINITY);
+            sum[i] = (vreal){0};
+            decay[i] = v_splat((REAL)0.5);
+        }
+        group_scores(GROUP_VECTORS, query, WIDTH, key, head_dim, head_dim, ATTN_BLOCK, scores, top);
+        weights_of(GROUP_VECTORS, scores, WIDTH, ATTN_BLOCK, top, sum);
+        group_output(GROUP_VECTORS, scores, WIDTH, key, head_dim, ATTN_BLOCK, decay, head_dim, output);
+    }
+    return 4.0 * ATTN_BLOCK * WIDTH * (double)head_dim * (double)rounds;
+}
