@@ -45,7 +45,8 @@ SIGNATURES = {
 def run(code, path=None, **environment):
     """What a fresh interpreter prints that searches `path` first, and not the folder it starts in (-P)."""
     environment = {**os.environ, "PYTHONPATH": str(path or PACKAGE.parent), **environment}
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
