@@ -34,6 +34,7 @@ def options():
         "causal_offset": {"causal_offset": np.array([-2, 3])},
         "window": {"window_size": (1, 0)},
         "window right": {"window_size": (-1, 1)},
+        "window left": {"window_size": (0, -1)},
         "window int": {"window_size": 1},
         "softcap": {"softcap": 0.5},
         "alibi": {"alibi_slopes": rng.random(H)},
@@ -51,12 +52,15 @@ CASES = {name: OPTIONS[name] for name in OPTIONS} | {
     if not OPTIONS[one].keys() & OPTIONS[other].keys()
 }
 CASES["none"] = {}
+CASES["cache"] = {"kv_lengths": np.array([3, 4]), "is_causal": True}
+CASES["cache, causal_offset"] = {"kv_lengths": np.array([2, 4]), "causal_offset": np.array([1, 0]), "is_causal": True}
 CASES["all"] = {key: x for name in OPTIONS if "window " not in name for key, x in OPTIONS[name].items()}
 
 
 def refused(case):
     positional = case.keys() & {"is_causal", "window_size", "alibi_slopes"}
-    return "kv_lengths" in case and positional and not case.keys() & {"query_lengths", "causal_offset"}
+    padded = "kv_lengths" in case and min(case["kv_lengths"]) < L
+    return padded and positional and not case.keys() & {"query_lengths", "causal_offset"}
 
 
 def loops(query, key, value, case):
@@ -182,6 +186,31 @@ def test_a_key_hidden_from_some_rows_poisons_only_the_others():
     key[0, 5, 0] = np.inf
     got = reference.attention_weights(np.abs(query), key, is_causal=True)
     assert np.isnan(got[0, 5]).all() and not np.isnan(got[0, :5]).any() and not np.isnan(got[1:]).any()
+
+
+def test_hidden_keys_of_a_row_that_is_nan_weigh_nothing():
+    query, key = np.full((2, 3), np.nan), np.ones((4, 3))
+    got = reference.attention_weights(query, key, [True, True, False, True])
+    np.testing.assert_array_equal(got, [[np.nan, np.nan, 0, np.nan]] * 2)
+
+
+def test_visible_scores_of_minus_infinity_weigh_nothing():
+    query, key, value = np.ones((1, 2)), np.array([[-np.inf, 0], [1.0, 2]]), np.ones((2, 2))
+    np.testing.assert_array_equal(reference.attention_weights(query, key), [[0, 1]])
+    key[1, 1] = -np.inf
+    output, lse = reference.scaled_dot_product_attention(query, key, value, return_lse=True)
+    np.testing.assert_array_equal(output, [[0, 0]])
+    assert lse == [-np.inf]
+
+
+def test_scores_and_sinks_do_not_overflow():
+    one, value = np.ones((1, 1, 1)), np.ones((1, 1, 1))
+    for scale, sink in ((1000, 1000), (-1000, -1000), (1000, -1000), (-1000, 1000)):
+        output, lse = reference.scaled_dot_product_attention(
+            one, one, value, scale=scale, sinks=[sink], return_lse=True
+        )
+        share, higher = {0: (0.5, math.log(2)), 2000: (1, 0), -2000: (0, 0)}[scale - sink]
+        assert output == [[[share]]] and lse == [[max(scale, sink) + higher]]
 
 
 def test_visible_infinite_values_pass_through():
