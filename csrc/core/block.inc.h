@@ -5,6 +5,8 @@
 #define load_row SUFFIX(load_row)
 #define store_row SUFFIX(store_row)
 #define is_direct SUFFIX(is_direct)
+#define element_to_real SUFFIX(element_to_real)
+#define load_elements SUFFIX(load_elements)
 #define to_real SUFFIX(to_real)
 #define from_real SUFFIX(from_real)
 #define narrowed SUFFIX(narrowed)
@@ -65,8 +67,8 @@ narrowed(double x)
     return (REAL)x;
 }
 
-ATTN_NOINLINE REAL
-to_real(const char *element, enum attn_type type, bool swapped)
+ATTN_INLINE REAL
+element_to_real(const char *element, enum attn_type type, bool swapped)
 {
     union { float f; double d; uint16_t h; uint8_t b; int64_t i; } x;
     attn_copy_element(&x, element, attn_type_size(type), swapped);
@@ -84,6 +86,12 @@ to_real(const char *element, enum attn_type type, bool swapped)
     default:
         return (REAL)x.i;
     }
+}
+
+ATTN_NOINLINE REAL
+to_real(const char *element, enum attn_type type, bool swapped)
+{
+    return element_to_real(element, type, swapped);
 }
 
 ATTN_NOINLINE void
@@ -110,6 +118,14 @@ from_real(char *element, REAL value, enum attn_type type, bool swapped)
     attn_copy_element(element, &x, attn_type_size(type), swapped);
 }
 
+/* One loop for each type: `type` and `swapped` are constants where this is inlined. */
+ATTN_INLINE void
+load_elements(REAL *row, const char *data, int64_t stride, int64_t from, int64_t n, enum attn_type type, bool swapped)
+{
+    for (int64_t i = from; i < n; i++)
+        row[i] = element_to_real(data + i * stride, type, swapped);
+}
+
 /* row[i] = element i of n, which lie `stride` bytes apart. */
 ATTN_NOINLINE void
 load_row(REAL *row, const char *data, int64_t stride, int64_t n, enum attn_type type, bool swapped)
@@ -129,8 +145,28 @@ load_row(REAL *row, const char *data, int64_t stride, int64_t n, enum attn_type 
                 v_storeu(row + i, v_load_bf16(data + i * stride));
 #endif
     }
-    for (; i < n; i++)
-        row[i] = to_real(data + i * stride, type, swapped);
+    switch (type) {
+    case ATTN_FLOAT32:
+        if (swapped)
+            load_elements(row, data, stride, i, n, ATTN_FLOAT32, true);
+        else
+            load_elements(row, data, stride, i, n, ATTN_FLOAT32, false);
+        break;
+    case ATTN_FLOAT64:
+        if (swapped)
+            load_elements(row, data, stride, i, n, ATTN_FLOAT64, true);
+        else
+            load_elements(row, data, stride, i, n, ATTN_FLOAT64, false);
+        break;
+    case ATTN_FLOAT16:
+        load_elements(row, data, stride, i, n, ATTN_FLOAT16, swapped);
+        break;
+    case ATTN_BFLOAT16:
+        load_elements(row, data, stride, i, n, ATTN_BFLOAT16, swapped);
+        break;
+    default:
+        load_elements(row, data, stride, i, n, type, swapped);
+    }
 }
 
 /* Element i of n, `stride` bytes apart, = row[i], rounded once. */

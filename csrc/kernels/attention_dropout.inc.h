@@ -54,7 +54,7 @@ drop_weights(const struct attn_attention *a, int64_t batch, const struct row_blo
 {
     uint32_t threshold = attn_dropout_threshold(a->dropout_p);
     for (int i = 0; i < nv; i++) {
-        vword index = {0}, head = {0}, word[4];
+        vword index = {0}, head = {0}, word[4] = {{0}};
         for (int n = 0; n < LANES && lane + i * LANES + n < rows->count; n++) {
             index[n] = (uint32_t)rows->index[lane + i * LANES + n];
             head[n] = (uint32_t)rows->head[lane + i * LANES + n];

@@ -12,6 +12,8 @@
 #define segment_scores SUFFIX(segment_scores)
 #define segments_of SUFFIX(segments_of)
 #define next_segment SUFFIX(next_segment)
+#define trim_keys SUFFIX(trim_keys)
+#define segment_step SUFFIX(segment_step)
 #define softmax_step SUFFIX(softmax_step)
 #define attend_segment SUFFIX(attend_segment)
 #define attend SUFFIX(attend)
@@ -80,6 +82,7 @@ struct workplace {
     uint64_t seen[ATTN_BLOCK];
     int from, keys;     /* of the key block: what `seen` and `additive` are about */
     enum attn_sight sight;
+    bool first_use;     /* of the key block: its values are asked for while it is scored */
 };
 
 ATTN_INLINE size_t
@@ -149,7 +152,9 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
         ignored[i] = top[i];
-    group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, s->scores, changed ? ignored : top);
+    const REAL *soon = w->first_use && block->value ? block->value + first * block->value_row : NULL;
+    group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, soon, block->value_row, s->scores,
+                 changed ? ignored : top);
     if (!changed)
         return;
     if (scales_scores(a))
@@ -169,37 +174,56 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
     hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
 }
 
-/* Cuts a tile into segments: groups of lanes, and in a partial tile halves of a group whose keys differ (a diagonal tile: a quarter is saved).
- * Call with s->nv = 0 to begin; false: no more. A segment that sees nothing is left out. */
+/* Keys from ... from + keys - 1 are all that the lanes of nv vectors see. */
+ATTN_INLINE void
+trim_keys(const struct row_block *rows, const struct workplace *w, int lane, int nv, int *from, int *keys)
+{
+    uint64_t lanes = attn_bit_range(lane, attn_min(lane + nv * LANES, rows->count));
+    int first = 0, end = w->keys;
+    while (first < end && !(w->seen[first] & lanes))
+        first++;
+    while (first < end && !(w->seen[end - 1] & lanes))
+        end--;
+    *from = first;
+    *keys = end - first;
+}
+
+/* Vectors a segment of a partial tile: single ones where that saves a tenth of the scores of the group (a diagonal: three eighths). */
+static int
+segment_step(const struct row_block *rows, const struct workplace *w, int lane, int nv)
+{
+    int from, keys, single = 0;
+    if (w->sight != ATTN_PARTIAL || nv < 4)
+        return nv;
+    for (int i = 0; i < nv; i++) {
+        trim_keys(rows, w, lane + i * LANES, 1, &from, &keys);
+        single += keys;
+    }
+    trim_keys(rows, w, lane, nv, &from, &keys);
+    return 10 * single < 9 * nv * keys ? 1 : nv;
+}
+
+/* Cuts a tile into segments: groups of lanes, or their vectors. Call with s->nv = 0 to begin; false: no more. What sees nothing is left out. */
 static bool
 next_segment(const struct row_block *rows, const struct workplace *w, int64_t head_dim, struct segment *s)
 {
     for (;;) {
-        int lane = s->nv ? s->lane + s->nv * LANES : 0;
-        if (lane >= rows->count)
+        s->lane += s->nv * LANES;
+        if (s->lane >= rows->count)
             return false;
-        int base = lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
-        int nv = group_vectors(rows->count, base);
-        s->lane = lane;
+        int base = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES), nv = group_vectors(rows->count, base);
+        if (s->lane == base)
+            s->step = segment_step(rows, w, base, nv);
+        s->nv = s->step;
         s->width = nv * LANES;
-        s->nv = w->sight == ATTN_PARTIAL && nv == 4 ? 2 : nv;
         s->from = 0;
         s->keys = w->keys;
-        if (w->sight == ATTN_PARTIAL) {
-            uint64_t lanes = (s->nv * LANES == 64 ? ~(uint64_t)0 : ((uint64_t)1 << s->nv * LANES) - 1) << lane;
-            if (rows->count < ATTN_BLOCK)
-                lanes &= ((uint64_t)1 << rows->count) - 1;
-            while (s->keys > 0 && !(w->seen[s->from] & lanes)) {
-                s->from++;
-                s->keys--;
-            }
-            while (s->keys > 0 && !(w->seen[s->from + s->keys - 1] & lanes))
-                s->keys--;
-        }
+        if (w->sight == ATTN_PARTIAL)
+            trim_keys(rows, w, s->lane, s->nv, &s->from, &s->keys);
         if (s->keys == 0)
             continue;
-        s->scores = w->scores + base * ATTN_BLOCK + (lane - base) + s->from * s->width;
-        s->query = rows->query + base * head_dim + (lane - base);
+        s->scores = w->scores + base * ATTN_BLOCK + (s->lane - base) + s->from * s->width;
+        s->query = rows->query + base * head_dim + (s->lane - base);
         return true;
     }
 }
@@ -267,8 +291,10 @@ attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, cha
         if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
             return false;
         key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, w->block, &block);
-        for (int64_t i = 0; i < n; i++)
+        for (int64_t i = 0; i < n; i++) {
+            w->first_use = i == 0;
             attend(a, batch, (struct row_block *)(blocks + (size_t)i * bytes), &block, w);
+        }
     }
     return true;
 }

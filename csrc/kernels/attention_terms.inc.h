@@ -39,7 +39,8 @@ struct key_block {
 struct segment {
     int lane, nv;       /* first lane within the row block */
     int64_t width;      /* lanes of its group */
-    int from, keys;     /* keys from ... from + keys - 1 of the key block */
+    int step;           /* vectors that a segment of this group has */
+    int from, keys;     /* keys from ... from + keys - 1 of what the row block may see of the key block */
     REAL *scores;       /* of its first key and first lane */
     const REAL *query;  /* of its first lane */
 };

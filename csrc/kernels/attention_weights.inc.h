@@ -65,6 +65,7 @@ weights_open(const struct attn_attention *a, char *memory, bool keeps)
 {
     struct weights_place p = {.w = workplace_open(memory, a->head_dim, 0), .keeps = keeps};
     memory += workplace_bytes(a->head_dim, 0);
+    p.w->first_use = false;
     p.rows = rows_place(memory, a->head_dim);
     p.tile = (REAL *)(memory + rows_bytes(a->head_dim, 0));
     return p;
