@@ -80,9 +80,10 @@ drop_row(const uint32_t *dropout_key, double p, int64_t batch, int64_t head, int
 {
     uint32_t threshold = attn_dropout_threshold(p);
     for (int64_t four = first >> 2; four <= (first + n - 1) >> 2; four += LANES) {
-        vword word[4] = {{0}, (vword){0} + (uint32_t)i, (vword){0} + (uint32_t)head, (vword){0} + (uint32_t)batch};
+        vword counter = {0};
         for (int lane = 0; lane < LANES; lane++)
-            word[0][lane] = (uint32_t)(four + lane);
+            counter[lane] = (uint32_t)(four + lane);
+        vword word[4] = {counter, (vword){0} + (uint32_t)i, (vword){0} + (uint32_t)head, (vword){0} + (uint32_t)batch};
         threefry(word, dropout_key);
         for (int lane = 0; lane < LANES; lane++)
             for (int part = 0; part < 4; part++) {

@@ -9,7 +9,7 @@
 #define weights_load SUFFIX(weights_load)
 #define score_tile SUFFIX(score_tile)
 #define tile_weights SUFFIX(tile_weights)
-#define tile_factors SUFFIX(tile_factors)
+#define row_factors SUFFIX(row_factors)
 #define scale_tile SUFFIX(scale_tile)
 #define store_tile SUFFIX(store_tile)
 #define sums_kept SUFFIX(sums_kept)
@@ -119,37 +119,45 @@ tile_weights(struct row_block *rows, REAL *tile, int keys)
     }
 }
 
-/* Divides a tile's weights by the sums. Where some row is NaN, `scores` tells what is hidden: there the weight is 0 all the same. */
+/* What each row's weights are multiplied by. */
+static void
+row_factors(const struct row_block *rows, REAL *factor)
+{
+    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
+        vreal sum = v_load(rows->sum + lane);
+        v_storeu(factor + lane, v_select(sum == (vreal){0}, (vreal){0}, v_splat(1) / sum));
+    }
+}
+
+/* Divides a tile's weights by the sums; what `scores` has as hidden stays 0, also in a row that is NaN. */
 static void
 scale_tile(const struct row_block *rows, REAL *tile, const REAL *scores, int keys)
 {
+    REAL factors[ATTN_BLOCK];
+    row_factors(rows, factors);
     for (int lane = 0; lane < rows->count;) {
         int nv = group_vectors(rows->count, lane);
         for (int i = 0; i < nv; i++) {
-            vreal sum = v_load(rows->sum + lane + i * LANES);
-            vreal factor = v_select(sum == (vreal){0}, (vreal){0}, v_splat(1) / sum);
+            vreal factor = v_loadu(factors + lane + i * LANES);
             for (int t = 0; t < keys; t++) {
                 int64_t at = lane * ATTN_BLOCK + t * nv * LANES + i * LANES;
-                vreal weight = v_load(tile + at) * factor;
-                if (scores)
-                    weight = v_select(v_load(scores + at) == v_splat(-REAL_INFINITY), (vreal){0}, weight);
-                v_store(tile + at, weight);
+                vint hidden = v_load(scores + at) == v_splat(-REAL_INFINITY);
+                v_store(tile + at, v_select(hidden, (vreal){0}, v_load(tile + at) * factor));
             }
         }
         lane += nv * LANES;
     }
 }
 
-/* Weights of the row block for the keys of a block; tile NULL: all 0. staging: 64 x 64 REALs. */
+/* Weights of the row block for the keys of a block, times the rows' factors; tile NULL: all 0. staging: 64 x 64 REALs. */
 static void
-store_tile(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const REAL *tile, int64_t first, int keys, REAL *staging)
+store_tile(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const REAL *tile, const REAL *factor, int64_t first, int keys,
+           REAL *staging)
 {
     const struct attn_tensor *output = &a->output;
     char *data = output_batch(a, output, batch) + first * output->column;
-    REAL *row[ATTN_BLOCK], one[ATTN_BLOCK];
+    REAL *row[ATTN_BLOCK];
     bool direct = tile && is_direct(output);
-    for (int lane = 0; lane < ATTN_BLOCK; lane++)
-        one[lane] = 1;
     for (int lane = 0; lane < rows->count; lane++)
         row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : staging + lane * ATTN_BLOCK;
     if (!tile)
@@ -157,7 +165,7 @@ store_tile(const struct attn_attention *a, int64_t batch, const struct row_block
     else
         for (int lane = 0; lane < rows->count;) {
             int width = group_vectors(rows->count, lane) * LANES;
-            transpose_out(row + lane, tile + lane * ATTN_BLOCK, width, (int)attn_min(width, rows->count - lane), keys, one);
+            transpose_out(row + lane, tile + lane * ATTN_BLOCK, width, (int)attn_min(width, rows->count - lane), keys, factor + lane);
             lane += width;
         }
     for (int lane = 0; lane < rows->count && !direct; lane++)
@@ -251,20 +259,22 @@ weights_run(const void *arguments, int phase, int64_t task, void *scratch)
     bool kept = p.keeps && sums_kept(a, batch, kv_head, &p, seen);
     if (!p.keeps)
         sums_online(a, batch, kv_head, &p);
+    REAL factor[ATTN_BLOCK];
+    row_factors(p.rows, factor);
+    for (int lane = 0; lane < ATTN_BLOCK && !kept; lane++)
+        factor[lane] = 1;
     for (int64_t n = 0; n < attn_key_blocks(a) && !atomic_load_explicit(a->call.stop, memory_order_relaxed); n++) {
         int64_t first = n * attn_block_keys(a);
         int keys = (int)attn_min(attn_block_keys(a), a->key_length - first);
         REAL *tile = NULL;
         struct key_block block;
-        if (kept) {
+        if (kept)
             tile = seen[n / 64] >> n % 64 & 1 ? p.tile + n * ATTN_BLOCK * ATTN_BLOCK : NULL;
-            if (tile)
-                scale_tile(p.rows, tile, NULL, keys);
-        } else if (weights_load(a, batch, kv_head, n, &p, &block)) {
+        else if (weights_load(a, batch, kv_head, n, &p, &block)) {
             weights_again(a, batch, &p, &block);
             tile = p.tile;
         }
-        store_tile(a, batch, p.rows, tile, first, keys, p.w->scores);
+        store_tile(a, batch, p.rows, tile, factor, first, keys, p.w->scores);
     }
 }
 
