@@ -198,9 +198,9 @@ v_lane_bits(uint64_t bits)
 {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
     const vint bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
     const vint bit = {1, 2, 4, 8, 16, 32, 64, 128};
-#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
     const vint bit = {1, 2, 4, 8};
 #else
     const vint bit = {1, 2};
@@ -266,9 +266,9 @@ v_interleave_low(vreal x, vreal y)
 {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
     return __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
     return __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
     return __builtin_shufflevector(x, y, 0, 4, 1, 5);
 #else
     return __builtin_shufflevector(x, y, 0, 2);
@@ -281,9 +281,9 @@ v_interleave_high(vreal x, vreal y)
 {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
     return __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
     return __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
     return __builtin_shufflevector(x, y, 2, 6, 3, 7);
 #else
     return __builtin_shufflevector(x, y, 1, 3);
