@@ -1,5 +1,6 @@
 """Importing attnpy: what it offers, what it costs, and what is left without the compiled module."""
 
+import ast
 import inspect
 import os
 import shutil
@@ -111,6 +112,15 @@ def test_import_loads_nothing_but_itself():
     loaded = run(code).split()
     assert [name for name in loaded if name.split(".")[0] not in ("attnpy", "__future__")] == []
     assert "attnpy.plot" not in loaded and "attnpy.reference" not in loaded
+
+
+def test_the_reference_imports_numpy_only():
+    for file in (PACKAGE / "reference").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert {name.name for name in node.names} <= {"numpy", "math"}, file
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1, file
 
 
 def test_reference_and_plot_load_when_first_used():
