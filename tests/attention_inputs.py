@@ -1,0 +1,110 @@
+"""Operands for the attention tests, and every option by name.
+
+An option is a function of (rng, batch, H, L, S) that gives keyword arguments; numbers come from `rng` alone.
+"""
+
+import math
+import zlib
+
+import ml_dtypes
+import numpy as np
+import numerics
+
+import attnpy
+
+TYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def seed_of(*parts):
+    """A seed that a test's name and parameters fix."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def operands(rng, dtype, *, batch=(2,), H=4, G=None, L=5, S=7, E=8, D=None):
+    """query (batch, H, L, E), key (batch, G, S, E) and value (batch, G, S, D) of unit variance."""
+    G, D = H if G is None else G, E if D is None else D
+    shapes = (*batch, H, L, E), (*batch, G, S, E), (*batch, G, S, D)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def check(query, key, value, *, note="", **options):
+    """One call with its log-sum-exp, held to the accuracy rule. Returns both."""
+    output, lse = attnpy.scaled_dot_product_attention(query, key, value, return_lse=True, **options)
+    numerics.assert_attention(output, query, key, value, lse=lse, note=note, **options)
+    return output, lse
+
+
+def some_kept(rng, shape, share=0.7):
+    """A boolean mask with about `share` of True; a few whole rows of False, where there are several rows."""
+    kept = rng.random(shape) < share
+    rows = kept.reshape(-1, shape[-1])
+    if len(rows) > 3:
+        rows[rng.integers(len(rows), size=len(rows) // 9 + 1)] = False
+    return kept
+
+
+def some_hidden(rng, shape):
+    """Normal numbers with -inf in a few places."""
+    return np.where(some_kept(rng, shape, 0.8), rng.standard_normal(shape), -np.inf)
+
+
+def lengths(rng, batch, longest):
+    """Lengths in 0 ... longest; the first is 0 or the longest every other time."""
+    length = rng.integers(0, longest + 1, batch)
+    if math.prod(batch) > 1:
+        length.flat[0] = rng.choice([0, longest])
+    return length
+
+
+OPTIONS = {
+    "bool mask": lambda rng, b, H, L, S: {"attn_mask": some_kept(rng, (*b, H, L, S))},
+    "mask of keys": lambda rng, b, H, L, S: {"attn_mask": some_kept(rng, (*b, 1, 1, S))},
+    "mask of heads": lambda rng, b, H, L, S: {"attn_mask": some_kept(rng, (H, L, S))},
+    "float mask": lambda rng, b, H, L, S: {"attn_mask": some_hidden(rng, (*b, 1, L, S))},
+    "bias": lambda rng, b, H, L, S: {"bias": some_hidden(rng, (H, L, S))},
+    "bias of keys": lambda rng, b, H, L, S: {"bias": some_hidden(rng, (*b, H, 1, S))},
+    "causal": lambda rng, b, H, L, S: {"is_causal": True},
+    "offset": lambda rng, b, H, L, S: {"is_causal": True, "causal_offset": rng.integers(-L - 2, S + 3, b)},
+    "window": lambda rng, b, H, L, S: {"window_size": tuple(int(n) for n in rng.integers(0, S + 1, 2))},
+    "left window": lambda rng, b, H, L, S: {"window_size": (int(rng.integers(0, S // 2 + 1)), -1)},
+    "softcap": lambda rng, b, H, L, S: {"softcap": 0.8},
+    "scale": lambda rng, b, H, L, S: {"scale": -0.37},
+    "alibi": lambda rng, b, H, L, S: {"alibi_slopes": 2.0 ** -rng.uniform(0, 8, (*b, H))},
+    "sinks": lambda rng, b, H, L, S: {"sinks": rng.normal(0, 3, H)},
+    "query_lengths": lambda rng, b, H, L, S: {"query_lengths": lengths(rng, b, L)},
+    "kv_lengths": lambda rng, b, H, L, S: {"kv_lengths": lengths(rng, b, S)},
+    "dropout": lambda rng, b, H, L, S: {"dropout_p": 0.3, "rng": attnpy.DropoutKey(int(rng.integers(2**62)))},
+}
+
+
+def options_of(names, rng, batch, H, L, S):
+    """The options `names` together, or None where two of them are the same argument.
+
+    Where lengths would leave the positions open, an offset is given.
+    """
+    together = {}
+    for name in names:
+        option = OPTIONS[name](rng, batch, H, L, S)
+        if (together.keys() & option.keys()) - {"is_causal"}:
+            return None
+        together |= option
+    positional = together.keys() & {"is_causal", "window_size", "alibi_slopes"}
+    if positional and "kv_lengths" in together and "query_lengths" not in together:
+        together.setdefault("causal_offset", rng.integers(-L, S + 1, batch))
+    return together
+
+
+def explicit_mask(L, S, offset=None, causal=False, left=-1, right=-1):
+    """What causal rule and window let be seen, (L, S), by Python's own unbounded integers."""
+    offset = S - L if offset is None else int(offset)
+    seen = np.zeros((L, S), bool)
+    for i in range(L):
+        for j in range(S):
+            ahead = j - (i + offset)
+            seen[i, j] = (not causal or ahead <= 0) and (left < 0 or ahead >= -left) and (right < 0 or ahead <= right)
+    return seen
