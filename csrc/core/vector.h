@@ -12,8 +12,10 @@
 #define ATTN_PRAGMA(x) _Pragma(#x)
 #ifdef __clang__
 #define ATTN_UNROLL ATTN_PRAGMA(clang loop unroll(full))
+#define ATTN_UNROLL_4 ATTN_PRAGMA(clang loop unroll_count(4))
 #else
 #define ATTN_UNROLL ATTN_PRAGMA(GCC unroll 32)
+#define ATTN_UNROLL_4 ATTN_PRAGMA(GCC unroll 4)
 #endif
 #define vreal SUFFIX(vreal)
 #define vreal_unaligned SUFFIX(vreal_unaligned)

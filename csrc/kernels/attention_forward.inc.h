@@ -66,7 +66,7 @@ attn_forward_cut(const struct attn_attention *a)
     if (cut.layout.blocks == 1 && a->key_length > ATTN_SPLIT)
         cut.parts = (a->key_length + ATTN_SPLIT - 1) / ATTN_SPLIT;
     cut.keeps_parts = cut.decodes || cut.parts > 1;
-    cut.shares_head = cut.parts > 1 && cut.kv_heads < 8 * a->call.threads;
+    cut.shares_head = cut.parts > 1 && cut.kv_heads < 4 * a->call.threads;
     cut.shared = cut.keeps_parts ? 1 : attn_blocks_per_task(a, cut.layout.blocks);
     cut.tasks = cut.shares_head ? cut.parts : cut.keeps_parts ? 1 : (cut.layout.blocks + cut.shared - 1) / cut.shared;
     return cut;

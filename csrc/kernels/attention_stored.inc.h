@@ -11,6 +11,7 @@
 #define stored_columns SUFFIX(stored_columns)
 #define stored_dot SUFFIX(stored_dot)
 #define row_scores SUFFIX(row_scores)
+#define row_scores_as SUFFIX(row_scores_as)
 #define row_scores_n SUFFIX(row_scores_n)
 #define row_values SUFFIX(row_values)
 #define row_values_n SUFFIX(row_values_n)
@@ -76,6 +77,7 @@ stored_dot(int n, enum attn_stored stored, const REAL *query, int64_t pitch, con
     ATTN_UNROLL
     for (int h = 0; h < n; h++)
         even[h] = odd[h] = (vreal){0};
+    ATTN_UNROLL_4
     for (; d + 2 * LANES <= pitch; d += 2 * LANES) {
         vreal x = load_stored(key + d * size, stored), y = load_stored(key + (d + LANES) * size, stored);
         ATTN_UNROLL
@@ -163,21 +165,34 @@ stored_values(int n, enum attn_stored stored, const REAL *weights, const struct 
         stored_columns(n, 1, stored, weights, value, c, keys, pitch, decay, key, output);
 }
 
+/* The usual head sizes are constants where the loops over the head are inlined: 5 % of the time of a decoding step. */
+ATTN_INLINE void
+row_scores_as(int n, enum attn_stored stored, const REAL *query, int64_t pitch, const struct stored_rows *key, int keys, const struct stored_rows *value,
+              int64_t value_bytes, REAL *scores)
+{
+    if (pitch == 64)
+        stored_scores(n, stored, query, 64, key, keys, value, value_bytes, scores);
+    else if (pitch == 128)
+        stored_scores(n, stored, query, 128, key, keys, value, value_bytes, scores);
+    else
+        stored_scores(n, stored, query, pitch, key, keys, value, value_bytes, scores);
+}
+
 ATTN_INLINE void
 row_scores_n(int n, const REAL *query, int64_t pitch, const struct stored_rows *key, int keys, const struct stored_rows *value, int64_t value_bytes,
              REAL *scores)
 {
 #if REAL_BITS == 32
     if (key->stored == ATTN_STORED_FLOAT16) {
-        stored_scores(n, ATTN_STORED_FLOAT16, query, pitch, key, keys, value, value_bytes, scores);
+        row_scores_as(n, ATTN_STORED_FLOAT16, query, pitch, key, keys, value, value_bytes, scores);
         return;
     }
     if (key->stored == ATTN_STORED_BFLOAT16) {
-        stored_scores(n, ATTN_STORED_BFLOAT16, query, pitch, key, keys, value, value_bytes, scores);
+        row_scores_as(n, ATTN_STORED_BFLOAT16, query, pitch, key, keys, value, value_bytes, scores);
         return;
     }
 #endif
-    stored_scores(n, ATTN_STORED_REAL, query, pitch, key, keys, value, value_bytes, scores);
+    row_scores_as(n, ATTN_STORED_REAL, query, pitch, key, keys, value, value_bytes, scores);
 }
 
 /* scores [rows][64]; four rows at a time. The value rows are asked for meanwhile, the first time. */

@@ -1,0 +1,232 @@
+/* softmax_layout.inc.h: how rows lie in memory, and blocks of them to and from scratch. Changes no operation, so the bits stay. */
+#ifndef ATTN_SOFTMAX_LAYOUT_NAMES
+#define ATTN_SOFTMAX_LAYOUT_NAMES
+#define run_is_direct SUFFIX(run_is_direct)
+#define lines_load SUFFIX(lines_load)
+#define lines_store SUFFIX(lines_store)
+#define load_runs SUFFIX(load_runs)
+#define store_runs SUFFIX(store_runs)
+#define hide_runs SUFFIX(hide_runs)
+#define run_of_rows SUFFIX(run_of_rows)
+
+enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_OPERANDS };
+
+/* Axes that were merged where all operands allow it; strides in bytes, [axis][operand]. The last one is the innermost. */
+struct softmax_axes {
+    int ndim;
+    int64_t shape[ATTN_MAX_BATCH];
+    int64_t stride[ATTN_MAX_BATCH][SOFTMAX_OPERANDS];
+};
+
+/* Appends an axis, merged with the one before it where the two are walked as one. */
+static inline void
+softmax_axis_push(struct softmax_axes *axes, int64_t count, const int64_t *stride)
+{
+    if (count == 1)
+        return;
+    int last = axes->ndim - 1;
+    bool joins = last >= 0;
+    for (int o = 0; o < SOFTMAX_OPERANDS && joins; o++)
+        joins = axes->stride[last][o] == count * stride[o];
+    if (!joins)
+        axes->shape[last = axes->ndim++] = 1;
+    axes->shape[last] *= count;
+    for (int o = 0; o < SOFTMAX_OPERANDS; o++)
+        axes->stride[last][o] = stride[o];
+}
+
+/* The byte offsets of element `index`, counted in C order of the axes. */
+static inline void
+softmax_offsets(const struct softmax_axes *axes, int64_t index, int64_t *offset)
+{
+    for (int o = 0; o < SOFTMAX_OPERANDS; o++)
+        offset[o] = 0;
+    for (int axis = axes->ndim - 1; axis >= 0; axis--) {
+        int64_t i = axis > 0 ? index % axes->shape[axis] : index;
+        for (int o = 0; o < SOFTMAX_OPERANDS; o++)
+            offset[o] += i * axes->stride[axis][o];
+        index = axis > 0 ? index / axes->shape[axis] : 0;
+    }
+}
+
+static inline int64_t
+softmax_axes_size(const struct softmax_axes *axes)
+{
+    int64_t size = 1;
+    for (int axis = 0; axis < axes->ndim; axis++)
+        size *= axes->shape[axis];
+    return size;
+}
+
+/* The axes of the rows: any order gives the same results; the one with the smallest stride in x is the innermost, to read memory in its order. */
+static inline void
+softmax_outer_axes(const struct attn_softmax *a, struct softmax_axes *axes)
+{
+    int order[ATTN_MAX_BATCH], count = a->ndim - a->reduced;
+    for (int axis = 0; axis < count; axis++) {
+        int at = axis;
+        for (; at > 0 && llabs(a->x.batch[order[at - 1]]) < llabs(a->x.batch[axis]); at--)
+            order[at] = order[at - 1];
+        order[at] = axis;
+    }
+    axes->ndim = 0;
+    for (int n = 0; n < count; n++) {
+        int64_t stride[] = {a->x.batch[order[n]], a->keep.data ? a->keep.batch[order[n]] : 0, a->y.batch[order[n]]};
+        softmax_axis_push(axes, a->shape[order[n]], stride);
+    }
+}
+
+/* The axes that are summed over, in their order; at least one, so that its strides can be asked for. */
+static inline void
+softmax_reduced_axes(const struct attn_softmax *a, struct softmax_axes *axes)
+{
+    axes->ndim = 0;
+    for (int axis = a->ndim - a->reduced; axis < a->ndim; axis++) {
+        int64_t stride[] = {a->x.batch[axis], a->keep.data ? a->keep.batch[axis] : 0, a->what == ATTN_LOGSUMEXP ? 0 : a->y.batch[axis]};
+        softmax_axis_push(axes, a->shape[axis], stride);
+    }
+    if (axes->ndim == 0) {
+        axes->ndim = axes->shape[0] = 1;
+        axes->stride[0][SOFTMAX_X] = attn_type_size(a->x.type);
+        axes->stride[0][SOFTMAX_KEEP] = 1;
+        axes->stride[0][SOFTMAX_Y] = attn_type_size(a->y.type);
+    }
+}
+#endif
+
+/* REALs of this machine, `stride` bytes apart. */
+ATTN_INLINE bool
+run_is_direct(const struct attn_tensor *t)
+{
+    return t->type == (REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64) && !t->swapped && t->aligned;
+}
+
+/* buffer[r][i] = element i of row r, for rows that lie side by side: LANES x LANES at a time through v_transpose. Returns how many elements were done. */
+ATTN_INLINE int64_t
+lines_load(REAL *buffer, int64_t pitch, const char *x, int64_t rows, int64_t n, int64_t stride, enum attn_type type)
+{
+    int64_t size = attn_type_size(type), i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int64_t r = 0; r + LANES <= rows; r += LANES) {
+            vreal a[VECTOR_BYTES / sizeof(REAL)];
+            const char *p = x + i * stride + r * size;
+            ATTN_UNROLL
+            for (int j = 0; j < LANES; j++) {
+#if REAL_BITS == 32
+                if (type == ATTN_FLOAT16)
+                    a[j] = v_load_f16(p + j * stride);
+                else if (type == ATTN_BFLOAT16)
+                    a[j] = v_load_bf16(p + j * stride);
+                else
+#endif
+                    a[j] = v_loadu((const REAL *)(p + j * stride));
+                __builtin_prefetch(p + (j + LANES) * stride, 0, 3);
+            }
+            v_transpose(a);
+            ATTN_UNROLL
+            for (int j = 0; j < LANES; j++)
+                v_storeu(buffer + (r + j) * pitch + i, a[j]);
+        }
+    return i;
+}
+
+/* The way back. */
+ATTN_INLINE int64_t
+lines_store(char *y, const REAL *buffer, int64_t pitch, int64_t rows, int64_t n, int64_t stride, enum attn_type type)
+{
+    int64_t size = attn_type_size(type), i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int64_t r = 0; r + LANES <= rows; r += LANES) {
+            vreal a[VECTOR_BYTES / sizeof(REAL)];
+            char *p = y + i * stride + r * size;
+            ATTN_UNROLL
+            for (int j = 0; j < LANES; j++)
+                a[j] = v_loadu(buffer + (r + j) * pitch + i);
+            v_transpose(a);
+            ATTN_UNROLL
+            for (int j = 0; j < LANES; j++) {
+#if REAL_BITS == 32
+                if (type == ATTN_FLOAT16)
+                    v_store_f16(p + j * stride, a[j]);
+                else if (type == ATTN_BFLOAT16)
+                    v_store_bf16(p + j * stride, a[j]);
+                else
+#endif
+                    v_storeu((REAL *)(p + j * stride), a[j]);
+            }
+        }
+    return i;
+}
+
+/* buffer[r][i] = element i of n, `stride` bytes apart, of row r, `row` bytes apart. */
+static void
+load_runs(REAL *buffer, int64_t pitch, const struct attn_tensor *t, const char *x, int64_t rows, int64_t row, int64_t n, int64_t stride)
+{
+    int64_t size = attn_type_size(t->type), whole = rows - rows % LANES, done = 0;
+    if (row == size && stride != size && !t->swapped) {
+        if (run_is_direct(t))
+            done = lines_load(buffer, pitch, x, whole, n, stride, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
+#if REAL_BITS == 32
+        else if (t->type == ATTN_FLOAT16)
+            done = lines_load(buffer, pitch, x, whole, n, stride, ATTN_FLOAT16);
+        else if (t->type == ATTN_BFLOAT16)
+            done = lines_load(buffer, pitch, x, whole, n, stride, ATTN_BFLOAT16);
+#endif
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t from = r < whole ? done : 0;
+        const char *p = x + r * row;
+        REAL *target = buffer + r * pitch;
+        if (run_is_direct(t) && stride != size)
+            for (int64_t i = from; i < n; i++)
+                target[i] = *(const REAL *)(p + i * stride);
+        else if (from < n)
+            load_row(target + from, p + from * stride, stride, n - from, t->type, t->swapped);
+    }
+}
+
+/* The way back. */
+static void
+store_runs(const struct attn_tensor *t, char *y, int64_t rows, int64_t row, int64_t n, int64_t stride, const REAL *buffer, int64_t pitch)
+{
+    int64_t size = attn_type_size(t->type), whole = rows - rows % LANES, done = 0;
+    if (row == size && stride != size && !t->swapped) {
+        if (run_is_direct(t))
+            done = lines_store(y, buffer, pitch, whole, n, stride, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
+#if REAL_BITS == 32
+        else if (t->type == ATTN_FLOAT16)
+            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_FLOAT16);
+        else if (t->type == ATTN_BFLOAT16)
+            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_BFLOAT16);
+#endif
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t from = r < whole ? done : 0;
+        char *p = y + r * row;
+        const REAL *source = buffer + r * pitch;
+        if (run_is_direct(t) && stride != size)
+            for (int64_t i = from; i < n; i++)
+                *(REAL *)(p + i * stride) = source[i];
+        else if (from < n)
+            store_row(p + from * stride, stride, source + from, n - from, t->type, t->swapped);
+    }
+}
+
+/* buffer[r][i] = hidden where keep is false. */
+static void
+hide_runs(REAL *buffer, int64_t pitch, const char *keep, int64_t rows, int64_t row, int64_t n, int64_t stride, REAL hidden)
+{
+    typedef uint8_t vbyte __attribute__((vector_size(VECTOR_BYTES / sizeof(REAL))));
+    for (int64_t r = 0; r < rows; r++) {
+        const char *p = keep + r * row;
+        REAL *target = buffer + r * pitch;
+        int64_t i = 0;
+        for (; stride == 1 && i + LANES <= n; i += LANES) {
+            vbyte bytes;
+            memcpy(&bytes, p + i, sizeof bytes);
+            v_storeu(target + i, v_select(__builtin_convertvector(bytes, vint) != 0, v_loadu(target + i), v_splat(hidden)));
+        }
+        for (; i < n; i++)
+            target[i] = p[i * stride] ? target[i] : hidden;
+    }
+}
