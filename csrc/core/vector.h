@@ -40,6 +40,7 @@
 #define v_sums SUFFIX(v_sums)
 #define v_interleave_low SUFFIX(v_interleave_low)
 #define v_interleave_high SUFFIX(v_interleave_high)
+#define v_fold SUFFIX(v_fold)
 #define v_sum SUFFIX(v_sum)
 #define v_highest SUFFIX(v_highest)
 #endif
@@ -241,25 +242,44 @@ v_any(vint mask)
     return v_mask_to_bits(mask) != 0;
 }
 
+/* Lane i gets lane i + n, for n = LANES / 2 ... 1 and i < n; what the other lanes get does not matter. */
+ATTN_INLINE vreal
+v_fold(vreal x, int n)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return n == 8   ? __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)
+           : n == 4 ? __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15)
+           : n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15)
+                    : __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+    return n == 4   ? __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7)
+           : n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7)
+                    : __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7);
+#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+    return n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3) : __builtin_shufflevector(x, x, 1, 1, 3, 3);
+#else
+    (void)n;
+    return __builtin_shufflevector(x, x, 1, 1);
+#endif
+}
+
 ATTN_INLINE REAL
 v_sum(vreal x)
 {
-    REAL part[VECTOR_BYTES / sizeof(REAL)];
-    __builtin_memcpy(part, &x, sizeof part);
+    ATTN_UNROLL
     for (int n = LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++)
-            part[i] += part[i + n];
-    return part[0];
+        x += v_fold(x, n);
+    return x[0];
 }
 
-/* The largest lane, or some NaN if there is one in the first lanes compared: callers test for NaN themselves. */
+/* The largest lane; where some lane is NaN, any lane: callers test for NaN themselves. */
 ATTN_INLINE REAL
 v_highest(vreal x)
 {
-    REAL top = x[0];
-    for (int i = 1; i < LANES; i++)
-        top = x[i] > top ? x[i] : top;
-    return top;
+    ATTN_UNROLL
+    for (int n = LANES / 2; n > 0; n /= 2)
+        x = v_max(x, v_fold(x, n));
+    return x[0];
 }
 
 /* x0 y0 x1 y1 ... of the first halves. */

@@ -10,7 +10,8 @@
  * Given      query (B.., H, L, E), key (B.., G, S, E), value (B.., G, S, D); query head h reads head h / group
  *            attn_mask, bias (B.., H, L, S): ATTN_BOOL (true: visible) or floating (added; -inf hides); strides 0 where broadcast
  *            alibi_slopes, sinks (B.., H) in REAL, native, strides free;  causal_offset, query_lengths, kv_lengths (B..) ATTN_INT64, native
- *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights
+ *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights; absent: all, row_count = L
+ *            value is absent (NULL, D = 0) for attention_weights and attention_received
  *            Strides are in bytes. Lengths, offsets and rows have been checked by the caller.
  * Returns    output (B.., H, L, D), lse (B.., H, L) in REAL or NULL; attention_weights: output (B.., H, row_count, S);
  *            attention_received: output (B.., H, S). Outputs overlap no input and no element of themselves.
