@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from attention_inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 
 import attnpy
 

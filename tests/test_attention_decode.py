@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from attention_inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 
 import attnpy
 

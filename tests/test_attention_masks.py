@@ -6,7 +6,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
-from attention_inputs import TYPES, check, explicit_mask, operands, seed_of
+from inputs import TYPES, check, explicit_mask, operands, seed_of
 
 import attnpy
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from attention_inputs import check, operands
+from inputs import check, operands
 
 import attnpy
 
@@ -138,7 +138,9 @@ def test_hidden_blocks_cost_nothing(name, options, share):
 def sparse(shape, strides, dtype=np.float32):
     """An array over lazily mapped zeros: only what is touched takes memory."""
     size = sum((n - 1) * stride for n, stride in zip(shape, strides)) + np.dtype(dtype).itemsize
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform.startswith("linux") else 0x40)  # from Python 3.13
+    no_reserve = getattr(
+        mmap, "MAP_NORESERVE", 0x4000 if sys.platform.startswith("linux") else 0x40
+    )  # from Python 3.13
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     return np.ndarray(shape, dtype, memory, strides=strides)
 

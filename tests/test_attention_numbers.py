@@ -8,7 +8,7 @@ import platform
 
 import numpy as np
 import pytest
-from attention_inputs import TYPES, check, operands, seed_of
+from inputs import TYPES, check, operands, seed_of
 
 import attnpy
 from attnpy import reference

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from attention_inputs import TYPES, check, explicit_mask, operands, seed_of
+from inputs import TYPES, check, explicit_mask, operands, seed_of
 
 import attnpy
 

@@ -2,13 +2,11 @@
 
 import itertools
 
-import numerics
 import numpy as np
 import pytest
-from attention_inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, check_call, operands, options_of, seed_of
 
 import attnpy
-from attnpy import reference
 
 INF, NAN = np.inf, np.nan
 SIZES = [
@@ -24,11 +22,8 @@ WITHOUT_DROPOUT = [name for name in OPTIONS if name != "dropout"]
 
 
 def check_weights(query, key, *, note="", **options):
-    weights = attnpy.attention_weights(query, key, **options)
-    numerics.assert_weights(weights, query, key, note=note, **options)
-    received = attnpy.attention_received(query, key, **options)
-    numerics.assert_received(received, query, key, note=note, **options)
-    return weights, received
+    arguments = {"query": query, "key": key, **options}
+    return check_call("attention_weights", arguments, note), check_call("attention_received", arguments, note)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -205,15 +200,9 @@ def test_parts_merge_to_the_whole(L, dtype):
         np.testing.assert_array_equal(stacked[0], output)
         np.testing.assert_array_equal(stacked[1], lse)
         assert output.shape == whole.shape and output.dtype == TYPES[dtype] and lse.dtype == whole_lse.dtype
-        wanted = reference.merge_attention(outputs, lses)
-        unit = {"float64": 2.0**-53}.get(dtype, 2.0**-24)
-        half = 0.5 * EPSILON[dtype] if dtype in ("float16", "bfloat16") else 0
-        bound = unit * (16 + 2 * len(outputs) + 2 * np.abs(wanted[1][..., None]))
-        spread = np.max([np.abs(np.float64(x)) for x in outputs], axis=0)
-        assert (np.abs(output - wanted[0]) <= (bound + half) * spread).all(), f"L = {L}, {dtype}, parts {list(edges)}"
-        assert (np.abs(lse - wanted[1]) <= unit * (16 + 2 * len(outputs)) * (1 + np.abs(wanted[1]))).all()
-        half_parts = 4 * EPSILON[dtype]
-        np.testing.assert_allclose(output.astype(float), whole.astype(float), rtol=0, atol=64 * unit + half_parts)
+        check_call("merge_attention", {"outputs": outputs, "lses": lses}, f"parts {list(edges)}")
+        unit = max(64 * 2.0**-53 if dtype == "float64" else 64 * 2.0**-24, 4 * EPSILON[dtype])
+        np.testing.assert_allclose(output.astype(float), whole.astype(float), rtol=0, atol=unit)
 
 
 def test_parts_without_keys_are_ignored():

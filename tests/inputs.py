@@ -1,4 +1,4 @@
-"""Operands for the attention tests, and every option by name.
+"""Operands for the tests of single families, every attention option by name, and calls held to the accuracy rule.
 
 An option is a function of (rng, batch, H, L, S) that gives keyword arguments; numbers come from `rng` alone.
 """
@@ -6,9 +6,10 @@ An option is a function of (rng, batch, H, L, S) that gives keyword arguments; n
 import math
 import zlib
 
+import bounds
 import ml_dtypes
-import numpy as np
 import numerics
+import numpy as np
 
 import attnpy
 
@@ -34,9 +35,29 @@ def operands(rng, dtype, *, batch=(2,), H=4, G=None, L=5, S=7, E=8, D=None):
 
 def check(query, key, value, *, note="", **options):
     """One call with its log-sum-exp, held to the accuracy rule. Returns both."""
-    output, lse = attnpy.scaled_dot_product_attention(query, key, value, return_lse=True, **options)
-    numerics.assert_attention(output, query, key, value, lse=lse, note=note, **options)
-    return output, lse
+    arguments = {"query": query, "key": key, "value": value, "return_lse": True, **options}
+    return check_call("scaled_dot_product_attention", arguments, note)
+
+
+def check_call(name, arguments, note=""):
+    """Calls a function and holds each of its results to the accuracy rule. NaN and infinities are taken to be hidden."""
+    got = getattr(attnpy, name)(**arguments)
+    shown = {
+        name: f"{np.asarray(x).dtype}{np.shape(x)}" if np.ndim(x) else x
+        for name, x in arguments.items()
+        if x is not None
+    }
+    label = ", ".join([note, *(f"{name} {x}" for name, x in shown.items())])
+    clean = {name: finite(x) if name in ("query", "key", "value") else x for name, x in arguments.items()}
+    expected = getattr(bounds, name)(clean)
+    for result, wanted in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
+        numerics.assert_accurate(name, result, wanted, label)
+    return got
+
+
+def finite(x):
+    x = np.asarray(x)
+    return np.where(np.isfinite(x), x, np.zeros((), x.dtype))
 
 
 def some_kept(rng, shape, share=0.7):

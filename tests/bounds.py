@@ -1,0 +1,151 @@
+"""What each function's results must be, and how far off they may be: the section Accuracy of the documentation, written out.
+
+For every function a list of Expected. u unit roundoff, r_d = E, r_n = 64 + ceil(S / 64); S_i, A_i as in oracle.py.
+"""
+
+import math
+
+import attnpy
+import numpy as np
+import oracle
+from numerics import ORACLE_ERRS, Expected, tiny, unit, wider
+
+LANES = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
+
+
+def attention_compute(arguments):
+    return oracle.compute_type(*(np.asarray(arguments[name]) for name in ("query", "key", "value") if name in arguments))
+
+
+def _cap(compute, reach, E, S):
+    """u (8 + 2 r_n + 2 (r_d + 3) S_i): what a weight may be off, as a share of itself."""
+    return unit(compute) * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach) * (ORACLE_ERRS if compute == np.float64 else 1)
+
+
+def _exact(function, compute, arguments, exact):
+    """The result of attnpy.reference for float32, of the longdouble formula for float64."""
+    if compute == np.float64:
+        return exact
+    result = getattr(attnpy.reference, function)(**{k: v for k, v in arguments.items() if k != "out"})
+    return result if isinstance(result, tuple) else (result,)
+
+
+def scaled_dot_product_attention(arguments):
+    compute = attention_compute(arguments)
+    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    with_lse = bool(arguments.get("return_lse"))
+    exact = oracle.attention(wider(compute), arguments)
+    wanted = _exact("scaled_dot_product_attention", compute, arguments, (exact.output, exact.lse))
+    plain = oracle.attention(np.float32, arguments) if _all_float32(arguments) else None
+    u = unit(compute)
+    cap = _cap(compute, exact.reach, E, S)[..., None] * exact.spread + tiny(compute) * exact.total
+    largest = exact.spread.max(initial=0)
+    results = [Expected("output", wanted[0], cap, plain and plain.output, 2 * u * largest)]
+    if with_lse:
+        finite = np.where(np.isfinite(exact.lse), np.abs(exact.lse), 0).astype(np.float64)
+        cap = u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * (ORACLE_ERRS if compute == np.float64 else 1) + u * finite
+        results.append(Expected("lse", wanted[1], cap, plain and plain.lse, 2 * u * max(1, finite.max(initial=0))))
+    return results
+
+
+def attention_weights(arguments):
+    compute, rows = attention_compute(arguments), arguments.get("rows")
+    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    rows = slice(None) if rows is None else np.asarray(rows, np.intp)
+    exact = oracle.attention(wider(compute), arguments)
+    plain = oracle.attention(np.float32, arguments).weights[..., rows, :] if _all_float32(arguments) else None
+    weights = exact.weights[..., rows, :]
+    wanted = _exact("attention_weights", compute, arguments, (weights,))[0]
+    cap = _cap(compute, exact.reach, E, S)[..., rows, None] * weights.astype(np.float64) + tiny(compute)
+    return [Expected("weights", wanted, cap, plain, 2 * unit(compute) * float(weights.max(initial=0)))]
+
+
+def attention_received(arguments):
+    """The caps of the weights, summed, and what summing L terms in blocks of 64 costs."""
+    compute = attention_compute(arguments)
+    (L, E), S = np.shape(arguments["query"])[-2:], np.shape(arguments["key"])[-2]
+    exact = oracle.attention(wider(compute), arguments)
+    plain = oracle.attention(np.float32, arguments).weights.sum(-2) if _all_float32(arguments) else None
+    weights = exact.weights.astype(np.float64)
+    wanted = _exact("attention_received", compute, arguments, (exact.weights.sum(-2),))[0]
+    cap = _cap(compute, exact.reach, E, S)[..., None] * weights + tiny(compute)
+    cap = cap.sum(-2) + unit(compute) * (64 + math.ceil(L / 64)) * weights.sum(-2)
+    return [Expected("received", wanted, cap, plain, 2 * unit(compute) * float(weights.sum(-2).max(initial=0)))]
+
+
+def merge_attention(arguments):
+    """The attention of one query to `parts` keys whose scores are the log-sum-exps: r_d = 0, r_n = parts."""
+    outputs, lses = arguments["outputs"], arguments["lses"]
+    compute = oracle.compute_type(*(np.asarray(x) for x in outputs))
+    parts, u = len(lses), unit(compute)
+    merged = oracle.merge(wider(compute), outputs, lses)
+    wanted = _exact("merge_attention", compute, arguments, merged[:2])
+    stacked = np.stack([np.asarray(x, np.float64) for x in lses])
+    reach = np.where(np.isfinite(stacked), np.abs(stacked), 0).max(0)
+    scale = ORACLE_ERRS if compute == np.float64 else 1
+    cap = u * (8 + 2 * parts + 6 * reach) * scale
+    finite = np.where(np.isfinite(merged[1]), np.abs(merged[1]), 0).astype(np.float64)
+    plain = oracle.merge(np.float32, outputs, lses) if all(np.asarray(x).dtype == np.float32 for x in outputs) else (None, None)
+    return [
+        Expected("output", wanted[0], cap[..., None] * merged[2] + tiny(compute), plain[0], 2 * u * merged[2].max(initial=0)),
+        Expected("lse", wanted[1], u * (8 + parts + 6 * reach) * scale + u * finite, plain[1], 2 * u * max(1, finite.max(initial=0))),
+    ]
+
+
+def dropout_mask(arguments):
+    """1 / (1 - p), rounded once."""
+    wanted = attnpy.reference.dropout_mask(**{**arguments, "dtype": np.float64})
+    kind = np.dtype(arguments["dtype"])
+    if kind == bool:
+        return [Expected("mask", attnpy.reference.dropout_mask(**arguments).astype(np.float64), np.zeros(()))]
+    return [Expected("mask", wanted, (2.0**-53 if kind == np.float64 else 2.0**-24) * wanted)]
+
+
+def _softmax(arguments):
+    """Arguments of the oracle, type computed in, results of the oracle and of float32, 72 + n / (64 LANES)."""
+    import attnpy._core
+
+    x = np.asarray(arguments["x"])
+    compute = oracle.compute_type(x)
+    given = {name: arguments[name] for name in ("x", "axis", "where") if arguments.get(name) is not None}
+    axes = given.get("axis", -1)
+    n = math.prod(x.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+    lanes = LANES[attnpy._core.isa] // compute.itemsize
+    steps = (72 + n / (64 * lanes)) * (ORACLE_ERRS if compute == np.float64 else 1)
+    plain = oracle.softmax(np.float32, **given) if x.dtype == np.float32 else (None,) * 4
+    return compute, given, oracle.softmax(wider(compute), **given), plain, steps
+
+
+def softmax(arguments):
+    """x - m and its product with log2(e) are rounded: |x - m| u each, as a share of y."""
+    compute, given, exact, plain, steps = _softmax(arguments)
+    y = exact[0].astype(np.float64)
+    wanted = _exact("softmax", compute, given, exact[:1])[0]
+    cap = unit(compute) * (steps + 2 * _finite(exact[3])) * _finite(y) + tiny(compute) * unit(compute) * 2
+    return [Expected("y", wanted, cap, plain[0], 2 * unit(compute) * _finite(y).max(initial=0))]
+
+
+def log_softmax(arguments):
+    compute, given, exact, plain, steps = _softmax(arguments)
+    wanted = _exact("log_softmax", compute, given, exact[1:2])[0]
+    size = _finite(exact[1])
+    cap = unit(compute) * (steps + 3 * size)
+    return [Expected("y", wanted, cap, plain[1], 2 * unit(compute) * max(1, size.max(initial=0)))]
+
+
+def logsumexp(arguments):
+    compute, given, exact, plain, steps = _softmax(arguments)
+    axis, keepdims = arguments.get("axis", -1), arguments.get("keepdims", False)
+    exact, plain = (None if y is None else y if keepdims else y.squeeze(axis) for y in (exact[2], plain[2]))
+    wanted = _exact("logsumexp", compute, {**given, "keepdims": keepdims}, (exact,))[0]
+    size = _finite(exact)
+    cap = unit(compute) * (steps + size)
+    return [Expected("y", np.asarray(wanted), cap, plain, 2 * unit(compute) * max(1, size.max(initial=0)))]
+
+
+def _finite(x):
+    return np.where(np.isfinite(x), np.abs(x), 0).astype(np.float64)
+
+
+def _all_float32(arguments):
+    return all(np.asarray(arguments[name]).dtype == np.float32 for name in ("query", "key", "value") if name in arguments)

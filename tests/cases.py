@@ -1,0 +1,357 @@
+"""One row per public function: how to make its inputs, what hides elements, what its results must be, what it must refuse.
+
+The laws of laws.py run over these rows. To add a function, add a row.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import attnpy
+import bounds
+import ml_dtypes
+import numpy as np
+import numerics
+import oracle
+import refusals
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass
+class Call:
+    """A function with its arguments, by name; `hidden`: elements of arguments that no result may depend on."""
+
+    function: str
+    arguments: dict
+    label: str
+    hidden: dict = field(default_factory=dict)
+
+    def __call__(self, **changes):
+        """The results, always as a tuple."""
+        result = getattr(attnpy, self.function)(**{**self.arguments, **changes})
+        return result if isinstance(result, tuple) else (result,)
+
+    def changed(self, label="", **changes):
+        return Call(self.function, {**self.arguments, **changes}, f"{self.label} {label}".strip(), self.hidden)
+
+    @property
+    def arrays(self):
+        """The arguments that are arrays."""
+        return {name: x for name, x in self.arguments.items() if isinstance(x, np.ndarray)}
+
+    def fresh(self):
+        """The same call on copies of all arrays."""
+        return self.changed(**{name: x.copy() for name, x in self.arrays.items()})
+
+
+class Row(NamedTuple):
+    """make(shape, dtype, option, seed) → Call. `shapes` × `options` × `dtypes` are the cases; `heavy` are for several threads."""
+
+    make: Callable | None = None
+    shapes: Sequence = ()
+    options: Sequence[str] = ("plain",)
+    dtypes: Sequence[str] = tuple(DTYPES)
+    heavy: Sequence = ()  # (shape, option): enough work for a second thread
+    batched: Sequence[str] = ()  # arguments with batch axes in front
+    core: int = 0  # axes of a result behind the batch axes
+    outs: bool = True  # takes out=
+    refused: Sequence = ()  # refusals.Refusal
+
+
+def named(shape, dtype, option, seed):
+    return f"shape {shape} {dtype} option {option} seed {seed}"
+
+
+def check(call, got, note="", ratchet=True):
+    """The accuracy rule, for all results of a call."""
+    expected = getattr(bounds, call.function)(call.arguments)
+    assert len(got) == len(expected), f"{call.function} {call.label}: {len(got)} results, wanted {len(expected)}"
+    for result, what in zip(got, expected, strict=True):
+        numerics.assert_accurate(call.function, result, what, f"{call.label} {note}".strip(), ratchet)
+
+
+# --- attention
+
+
+class Size(NamedTuple):
+    """Batch axes, query heads, key/value heads, queries, keys, head sizes of key and value."""
+
+    batch: tuple
+    H: int
+    G: int
+    L: int
+    S: int
+    E: int
+    D: int
+
+    def __str__(self):
+        return f"{'x'.join(map(str, self.batch)) or '-'}/H{self.H}G{self.G}L{self.L}S{self.S}E{self.E}D{self.D}"
+
+
+# Dimensions differ from one another, so that no mix-up goes unseen; 63 … 65 and 127 … 129 lie about the blocks of 64, 1031 crosses the split at 1024.
+ATTENTION_SHAPES = [
+    Size((), 1, 1, 1, 1, 1, 1),
+    Size((2, 3), 10, 5, 7, 11, 13, 17),
+    Size((3,), 2, 2, 63, 64, 8, 5),
+    Size((), 3, 1, 64, 65, 7, 16),
+    Size((2,), 2, 1, 65, 63, 16, 19),
+    Size((), 2, 2, 129, 127, 31, 33),
+    Size((), 1, 1, 127, 128, 64, 65),
+    Size((2,), 6, 2, 1, 131, 23, 29),  # decoding
+    Size((), 8, 1, 1, 1031, 32, 7),  # decoding, eight heads a group, two parts
+    Size((), 3, 1, 1, 2053, 11, 24),
+    Size((3,), 4, 2, 2, 67, 64, 64),
+    Size((), 12, 2, 5, 1031, 9, 6),  # (position, head) rows in parts
+    Size((), 2, 1, 67, 1031, 5, 3),
+    Size((0,), 2, 1, 3, 5, 7, 2),
+    Size((2,), 0, 0, 3, 5, 7, 2),
+    Size((2,), 2, 1, 0, 5, 7, 3),
+    Size((2,), 2, 1, 3, 0, 7, 5),
+    Size((2,), 2, 1, 3, 5, 0, 7),
+    Size((2,), 2, 1, 3, 5, 7, 0),
+]
+ATTENTION_HEAVY = [
+    (Size((2,), 4, 2, 257, 257, 64, 64), "causal"),
+    (Size((), 2, 2, 193, 331, 33, 17), "together"),
+    (Size((), 2, 1, 1, 9001, 32, 32), "plain"),
+    (Size((), 8, 1, 5, 3001, 16, 16), "sinks"),
+]
+ATTENTION_OPTIONS = (
+    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap", "alibi", "sinks", "lengths",
+    "scale", "broadcast", "together",
+)  # fmt: skip
+
+
+def _lengths(rng, most, batch):
+    """Some of 0 … most, per batch element."""
+    return rng.integers(0, most + 1, batch)
+
+
+def _with_holes(rng, x, share=0.2):
+    return np.where(rng.random(x.shape) < share, -np.inf, x).astype(x.dtype)
+
+
+def attention_options(option, size, rng, real):
+    """The keyword arguments of one option."""
+    batch, H, _, L, S, E, _ = size
+    given = {"scale": 0.5} if E == 0 else {}
+    if option in ("causal", "window_causal", "together"):
+        given["is_causal"] = True
+    if option == "offset":
+        given |= {"is_causal": True, "causal_offset": rng.integers(-3, S + 1, batch)}
+    if option in ("window", "window_causal", "together"):
+        given["window_size"] = (min(S, 70), 2)
+    if option in ("mask", "together"):
+        mask = rng.random((H, L, S)) < 0.7
+        mask[:, : L // 3, S // 2 :] = False  # whole blocks
+        mask[:, :1] = False  # whole rows
+        given["attn_mask"] = mask
+    if option == "key_mask":
+        given["attn_mask"] = rng.random((*batch, 1, 1, S)) < 0.6
+    if option == "float_mask":
+        given["attn_mask"] = _with_holes(rng, rng.normal(size=(L, S)).astype(real))
+    if option in ("bias", "together"):
+        given["bias"] = _with_holes(rng, 2 * rng.normal(size=(*batch, 1, L, S)).astype(real), 0.05)
+    if option in ("softcap", "together"):
+        given["softcap"] = 1.5
+    if option in ("alibi", "together"):
+        given["alibi_slopes"] = (rng.random(H) / 4).astype(real)
+    if option in ("sinks", "together"):
+        given["sinks"] = rng.normal(size=(*batch, H)).astype(real)
+    if option in ("lengths", "together"):
+        given |= {"query_lengths": _lengths(rng, L, batch), "kv_lengths": _lengths(rng, S, batch)}
+    if option == "scale":
+        given["scale"] = -1.7
+    if option == "dropout":
+        given |= {"dropout_p": 0.3, "rng": attnpy.DropoutKey(12345)}
+    if option == "rows":
+        given["rows"] = np.array([-1, 0, L // 2, 0]) if L else np.empty(0, int)
+    return given
+
+
+def _attention(function, names):
+    def make(size, dtype, option="plain", seed=0):
+        rng = np.random.default_rng([seed, *map(ord, f"{size}{option}")])
+        batch, H, G, L, S, E, D = size
+        stored = DTYPES[dtype]
+        real = np.float64 if dtype == "float64" else np.float32
+        one = (1,) * len(batch)
+        shapes = {"query": (*batch, H, L, E), "key": (*batch, G, S, E), "value": (*batch, G, S, D)}
+        if option == "broadcast":
+            shapes |= {"key": (*batch[1:], G, S, E), "value": (*one, G, S, D)}
+        arguments = {name: rng.normal(size=shapes[name]).astype(stored) for name in names}
+        if function == "scaled_dot_product_attention":
+            arguments["return_lse"] = True
+        arguments |= attention_options(option, size, rng, real)
+        return Call(function, arguments, named(size, dtype, option, seed), attention_hidden(arguments))
+
+    return make
+
+
+def _all_of(hidden, shape):
+    """An element of a broadcast operand is hidden where it is hidden in all its places."""
+    extra = hidden.ndim - len(shape)
+    hidden = hidden.all(tuple(range(extra)))
+    return hidden.all(tuple(n for n, size in enumerate(shape) if size == 1 and hidden.shape[n] != 1), keepdims=True)
+
+
+def attention_hidden(arguments):
+    """Places that no query row sees, rows that see nothing, and mask places that something else hides."""
+    _, H, G, L, S, no_heads = oracle.sizes(**arguments)
+    if no_heads:
+        return {}
+    visible = oracle.visible_keys(arguments)
+    rows = np.zeros(L, bool)
+    chosen = arguments.get("rows")
+    rows[slice(None) if chosen is None else np.asarray(chosen, int)] = True
+    visible = visible & rows[:, None]
+    by_group = visible.reshape(*visible.shape[:-3], G, H // G if G else 0, L, S).any((-3, -2))
+    hidden = {}
+    for name, seen in (("query", visible.any(-1)), ("key", by_group), ("value", by_group)):
+        if name in arguments:
+            x = arguments[name]
+            hidden[name] = np.broadcast_to(_all_of(~seen, x.shape[:-1])[..., None], x.shape)
+    for name in oracle.ADDITIVE:
+        mask = arguments.get(name)
+        if mask is not None and mask.dtype != bool:
+            others = oracle.visible_keys({k: v for k, v in arguments.items() if k != name}) & rows[:, None]
+            hidden[name] = _all_of(~others, mask.shape)
+    return hidden
+
+
+# --- softmax
+
+SOFTMAX_SHAPES = [(1,), (7,), (63, 64), (3, 5, 257), (2, 65), (2, 127, 3), (1031,), (5, 2049), (0, 4), (4, 0), (2, 0, 3), (3, 16385)]
+SOFTMAX_OPTIONS = ("plain", "where", "first_axis", "two_axes", "wide")
+
+
+def _softmax(function):
+    def make(shape, dtype, option="plain", seed=0):
+        rng = np.random.default_rng([seed, *shape])
+        spread = 30 if option == "wide" else 3
+        arguments = {"x": (spread * rng.normal(size=shape)).astype(DTYPES[dtype])}
+        if option in ("first_axis", "two_axes"):
+            arguments["axis"] = 0 if option == "first_axis" else tuple({0, len(shape) - 1})
+        if function == "logsumexp" and option == "two_axes":
+            arguments["keepdims"] = True
+        hidden = {}
+        if option == "where":
+            keep = rng.random(shape) < 0.7
+            keep[..., :1] = keep[..., :1] & (len(shape) == 1)
+            if len(shape) > 1:
+                keep[:1] = False  # a row of which nothing is kept
+            arguments["where"], hidden["x"] = keep, ~keep
+        return Call(function, arguments, named(shape, dtype, option, seed), hidden)
+
+    return make
+
+
+# --- merging and dropout
+
+MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
+
+
+def _merge(shape, dtype, option="plain", seed=0):
+    """(parts, ..., rows, D)"""
+    rng = np.random.default_rng([seed, *shape])
+    lses = (3 * rng.normal(size=shape[:-1])).astype(np.float64 if dtype == "float64" else np.float32)
+    if option == "empty_parts":
+        lses = _with_holes(rng, lses, 0.4)
+        lses[:, ..., :1] = -np.inf
+    outputs = rng.normal(size=shape).astype(DTYPES[dtype])
+    hidden = np.broadcast_to((lses == -np.inf)[..., None], shape)
+    return Call("merge_attention", {"outputs": outputs, "lses": lses}, named(shape, dtype, option, seed), {"outputs": hidden})
+
+
+def _dropout(shape, dtype, option="plain", seed=0):
+    given = {"shape": shape, "dropout_p": 0.25 if option == "plain" else 0.9, "key": attnpy.DropoutKey([1, 2, 3, seed]), "dtype": DTYPES.get(dtype, bool)}
+    return Call("dropout_mask", given, named(shape, dtype, option, seed))
+
+
+CASES = {
+    "scaled_dot_product_attention": Row(
+        make=_attention("scaled_dot_product_attention", ("query", "key", "value")), shapes=ATTENTION_SHAPES,
+        options=(*ATTENTION_OPTIONS, "dropout"), heavy=[*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
+        batched=("query", "key", "value"), core=3, refused=refusals.FORWARD,
+    ),
+    "attention_weights": Row(
+        make=_attention("attention_weights", ("query", "key")), shapes=ATTENTION_SHAPES, options=(*ATTENTION_OPTIONS, "rows"),
+        heavy=ATTENTION_HEAVY, batched=("query", "key"), core=3, refused=refusals.WEIGHTS,
+    ),
+    "attention_received": Row(
+        make=_attention("attention_received", ("query", "key")), shapes=ATTENTION_SHAPES, options=ATTENTION_OPTIONS,
+        heavy=ATTENTION_HEAVY, batched=("query", "key"), core=2, refused=refusals.RECEIVED,
+    ),
+    "merge_attention": Row(
+        make=_merge, shapes=MERGE_SHAPES, options=("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE,
+    ),
+    "dropout_mask": Row(
+        make=_dropout, shapes=[(1, 1), (3, 5), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)], options=("plain", "most"), dtypes=(*DTYPES, "bool"),
+        heavy=[((2, 3, 129, 257), "plain")], outs=False, refused=refusals.DROPOUT_MASK,
+    ),
+    "softmax": Row(
+        make=_softmax("softmax"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
+        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=1, refused=refusals.SOFTMAX,
+    ),
+    "log_softmax": Row(
+        make=_softmax("log_softmax"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
+        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=1, refused=refusals.SOFTMAX,
+    ),
+    "logsumexp": Row(
+        make=_softmax("logsumexp"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
+        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=0, refused=refusals.LOGSUMEXP,
+    ),
+    # Functions without arrays: only what they refuse.
+    "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
+    "dropout_key": Row(refused=refusals.DROPOUT_KEY),
+    "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),
+    "set_num_threads": Row(refused=refusals.NUM_THREADS),
+    "num_threads": Row(refused=refusals.ENTERED),
+    "show_config": Row(refused=refusals.SHOW_CONFIG),
+}  # fmt: skip
+
+ARRAY_FUNCTIONS = [name for name, row in CASES.items() if row.make]
+WITH_OUT = [name for name in ARRAY_FUNCTIONS if CASES[name].outs]
+
+
+def fits(name, shape, option):
+    """Whether a function has this option on this shape."""
+    row = CASES[name]
+    if option == "two_axes" or option == "first_axis":
+        return len(shape) > 1
+    if option == "rows":
+        return row.make is not None and shape.L > 0
+    return True
+
+
+def cases(name, dtypes=None, every=1, start=0):
+    """All (shape, dtype, option) of a row, or every so many of them."""
+    row = CASES[name]
+    chosen = [
+        (shape, dtype, option)
+        for shape in row.shapes
+        for option in row.options
+        for dtype in dtypes or row.dtypes
+        if fits(name, shape, option)
+    ]
+    return chosen[start::every]
+
+
+def small_cases(name, dtype=None):
+    """One case for each option of a row, on its second shape, all dtypes in turn (or the one given)."""
+    row = CASES[name]
+    for n, option in enumerate(row.options):
+        shape = row.shapes[1] if fits(name, row.shapes[1], option) else row.shapes[2]
+        yield shape, dtype or list(row.dtypes)[n % len(row.dtypes)], option
+
+
+def parameters(name):
+    """The names of a function's parameters."""
+    return list(inspect.signature(getattr(attnpy, name)).parameters)

@@ -1,0 +1,188 @@
+"""The formulas in any floating type, one head at a time.
+
+In np.longdouble they are the oracle of float64 results, in np.float32 they are NumPy's own float32 formula, in float64 a second opinion on
+attnpy.reference. Beside each result stand the sums of magnitudes that numerics.py makes its bounds of.
+"""
+
+import math
+from typing import NamedTuple
+
+import attnpy
+import numpy as np
+
+ADDITIVE = ("bias", "attn_mask")
+
+
+class Attention(NamedTuple):
+    """H query heads, L queries, S keys, D value size; what belongs to value is None without one."""
+
+    weights: np.ndarray  # (..., H, L, S) before dropout
+    visible: np.ndarray  # (..., H, L, S)
+    lse: np.ndarray  # (..., H, L)
+    reach: np.ndarray  # (..., H, L) S_i: the largest sum of |terms| of a score that counts, the sink's included
+    output: np.ndarray | None  # (..., H, L, D)
+    spread: np.ndarray | None  # (..., H, L, D) A_i = sum_j p_ij |v_j|
+    total: np.ndarray | None  # (..., H, L, D) sum of |v_j| over visible keys
+
+
+def compute_type(*arrays):
+    """float32 for float32 and the half types, else float64."""
+    small = all(array.dtype == np.float32 or array.dtype.name in ("float16", "bfloat16") for array in arrays)
+    return np.dtype(np.float32 if small else np.float64)
+
+
+def in_type(real, stored, array):
+    """An operand as the call converts it (to the type computed in), then in `real`."""
+    return np.asarray(array).astype(stored).astype(real)
+
+
+def sizes(query, key, value=None, **_):
+    """(batch shape, H, G, L, S), and whether there is no head axis."""
+    arrays = [np.asarray(x) for x in (query, key, value) if x is not None]
+    batch = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
+    heads = [x.shape[-3] if x.ndim > 2 else 1 for x in arrays]
+    return batch, heads[0], heads[1], arrays[0].shape[-2], arrays[1].shape[-2], all(x.ndim == 2 for x in arrays)
+
+
+def visible_keys(arguments):
+    """(..., H, L, S): which keys each query row sees."""
+    batch, H, _, L, S, _ = sizes(**arguments)
+
+    def given(name, default):
+        return default if arguments.get(name) is None else np.broadcast_to(arguments[name], batch)
+
+    queries, keys = given("query_lengths", np.full(batch, L)), given("kv_lengths", np.full(batch, S))
+    offset = given("causal_offset", keys - queries)
+    window = arguments.get("window_size")
+    left, right = (-1, -1) if window is None else (window, window) if np.ndim(window) == 0 else window
+    seen = np.zeros((*batch, H, L, S), bool)
+    for index in np.ndindex(batch):
+        for i in range(int(queries[index])):
+            first, end = 0, int(keys[index])
+            if arguments.get("is_causal"):
+                end = min(end, i + int(offset[index]) + 1)
+            if left >= 0:
+                first = max(first, i + int(offset[index]) - left)
+            if right >= 0:
+                end = min(end, i + int(offset[index]) + right + 1)
+            seen[(*index, slice(None), i, slice(first, max(first, end)))] = True
+    for name in ADDITIVE:
+        mask = arguments.get(name)
+        if mask is not None:
+            mask = np.asarray(mask)
+            seen &= np.broadcast_to(mask if mask.dtype == bool else mask != -np.inf, seen.shape)
+    return seen
+
+
+def attention(real, arguments):
+    """All of scaled_dot_product_attention; `value` may be missing."""
+    query, key, value = (arguments.get(name) for name in ("query", "key", "value"))
+    batch, H, G, L, S, no_heads = sizes(query, key, value)
+    stored = compute_type(*(np.asarray(x) for x in (query, key, value) if x is not None))
+    visible = visible_keys(arguments)
+    query, key, value = (
+        None if x is None else np.broadcast_to(w := in_type(real, stored, x).reshape((-1,) * (np.ndim(x) < 3) + np.shape(x)), (*batch, *w.shape[-3:]))
+        for x in (query, key, value)
+    )
+    added = [
+        np.broadcast_to(in_type(real, stored, arguments[name]), visible.shape)
+        for name in ADDITIVE
+        if arguments.get(name) is not None and np.asarray(arguments[name]).dtype != bool
+    ]
+    sinks, slopes = (
+        None if arguments.get(name) is None else np.broadcast_to(in_type(real, stored, arguments[name]), (*batch, H))
+        for name in ("sinks", "alibi_slopes")
+    )
+    scale, softcap = arguments.get("scale"), arguments.get("softcap")
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    kept = _kept(arguments, visible.shape)
+    D = 0 if value is None else value.shape[-1]
+    weights, lse, reach = np.zeros(visible.shape, real), np.zeros((*batch, H, L), real), np.zeros((*batch, H, L))
+    output, spread, total = (np.zeros((*batch, H, L, D), kind) for kind in (real, np.float64, np.float64))
+    for index in np.ndindex(*batch, H):
+        shared = (*index[:-1], index[-1] // (H // G))
+        terms = [term[index] for term in added]
+        if slopes is not None:
+            terms.append(-slopes[index] * np.abs(_distance(arguments, batch, index[:-1], L, S)).astype(real))
+        sink = real(-np.inf) if sinks is None else sinks[index]
+        if arguments.get("query_lengths") is not None:
+            sink = np.where(np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf))
+        p, lse[index], reach[index] = _head(real, query[index], key[shared], visible[index], terms, scale, softcap, sink)
+        weights[index] = p
+        if value is not None:
+            v = value[shared]
+            dropped = p if kept is None else p * kept[index].astype(real) / real(1 - arguments["dropout_p"])
+            output[index] = dropped @ v
+            spread[index] = (dropped @ np.abs(v)).astype(np.float64)
+            total[index] = visible[index] @ np.abs(v).astype(np.float64)
+    result = (weights, visible, lse, reach, *((None,) * 3 if value is None else (output, spread, total)))
+    lanes = (..., 0, slice(None), slice(None)), (..., 0, slice(None))
+    if no_heads:
+        result = [x if x is None else x[lanes[0] if n not in (2, 3) else lanes[1]] for n, x in enumerate(result)]
+    return Attention(*result)
+
+
+def _head(real, q, k, seen, terms, scale, softcap, sink):
+    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E)."""
+    scaled = q * real(scale)
+    with np.errstate(all="ignore"):
+        s = scaled @ k.T
+        size = (np.abs(scaled) @ np.abs(k).T).astype(np.float64)
+        if softcap:
+            s = real(softcap) * np.tanh(s / real(softcap))
+        for term in terms:
+            s = s + term
+            size = size + np.abs(term).astype(np.float64)
+        s = np.where(seen, s, real(-np.inf))
+        m = np.maximum(s.max(-1, initial=real(-np.inf)), sink)
+        m = np.where(m == -np.inf, real(0), m)
+        e = np.exp(s - m[:, None])
+        z = e.sum(-1) + np.exp(sink - m)
+        p = e / np.where(z == 0, real(1), z)[:, None]
+        reach = np.where(p.astype(np.float64) > 0, size, 0.0).max(-1, initial=0.0)
+        reach = np.maximum(reach, np.where(np.isinf(sink), 0.0, np.abs(sink)).astype(np.float64))
+        return p, m + np.log(z), reach
+
+
+def _distance(arguments, batch, index, L, S):
+    """i + offset - j, (L, S)."""
+
+    def given(name, default):
+        return default if arguments.get(name) is None else int(np.broadcast_to(arguments[name], batch)[index])
+
+    offset = given("causal_offset", given("kv_lengths", S) - given("query_lengths", L))
+    return np.arange(L)[:, None] + offset - np.arange(S)
+
+
+def _kept(arguments, shape):
+    p = arguments.get("dropout_p") or 0.0
+    return attnpy.reference.dropout_mask(shape, p, arguments["rng"], dtype=bool) if p else None
+
+
+def softmax(real, x, axis=-1, where=None):
+    """softmax, log_softmax, logsumexp (axes kept) and the largest |x_i - m| among the elements that take part."""
+    x = np.asarray(x)
+    x = x.astype(compute_type(x)).astype(real)
+    kept = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    with np.errstate(all="ignore"):
+        x = np.where(kept, x, real(-np.inf))
+        m = x.max(axis, keepdims=True, initial=real(-np.inf))
+        m = np.where(np.isinf(m), real(0), m)
+        e = np.exp(x - m)
+        z = e.sum(axis, keepdims=True)
+        y = np.where(kept, e / np.where(z == 0, real(1), z), real(0))
+        return y, np.where(kept, x - m - np.log(z), real(-np.inf)), m + np.log(z), np.where(kept, np.abs(x - m), 0)
+
+
+def merge(real, outputs, lses):
+    """(output, lse, sum_t share_t |O_t|)."""
+    outputs, lses = (np.stack([np.asarray(x) for x in parts]) for parts in (outputs, lses))
+    outputs, lses = outputs.astype(np.float64).astype(real), lses.astype(real)
+    top = lses.max(0)
+    m = np.where(np.isinf(top), real(0), top)
+    with np.errstate(all="ignore"):
+        share = np.exp(lses - m)
+        z = share.sum(0)
+        share = (share / np.where(z == 0, real(1), z))[..., None]
+        parts = np.where((lses == -np.inf)[..., None], real(0), share * outputs)
+        return parts.sum(0), m + np.log(z), np.abs(parts).sum(0).astype(np.float64)

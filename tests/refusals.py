@@ -1,0 +1,246 @@
+"""Inputs that must be refused: what is changed in a good call, the error, and what its text must name."""
+
+import contextlib
+from typing import NamedTuple
+
+import attnpy
+import ml_dtypes
+import numpy as np
+
+
+class Refusal(NamedTuple):
+    change: dict
+    error: type | tuple
+    text: str  # a regular expression; it names the argument
+    why: str
+
+
+def of(good, *rows):
+    """Each row (what changes, error, text): a Refusal of the good call's arguments with that change."""
+    return [Refusal({**good, **change}, error, text, _named(change)) for change, error, text in rows]
+
+
+def _named(change):
+    def short(x):
+        if isinstance(x, np.ndarray):
+            return f"{x.dtype}{list(x.shape)}"
+        return "[...]" if isinstance(x, list | tuple) and any(isinstance(y, np.ndarray) for y in x) else repr(x)
+
+    return ", ".join(f"{name}={short(x)}" for name, x in change.items())
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+class Text:
+    """Converts to an array of strings."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(["a", "b"])
+
+
+def _overlapping(*shape):
+    """An array whose elements share memory."""
+    return np.lib.stride_tricks.as_strided(np.zeros(shape[-1], np.float32), shape, (0,) * (len(shape) - 1) + (4,))
+
+
+def _read_only(*shape):
+    x = ones(*shape)
+    x.setflags(write=False)
+    return x
+
+
+Q, K, V = ones(2, 4, 6, 5), ones(2, 2, 7, 5), ones(2, 2, 7, 3)  # B 2, H 4, G 2, L 6, S 7, E 5, D 3
+KEY = attnpy.DropoutKey(1)
+HALF = np.array(["a"], object)
+
+
+def _typed(name, good):
+    """Dtypes that no numeric operand may have."""
+    shape = good.shape
+    return [
+        ({name: good.astype(complex)}, TypeError, name),
+        ({name: good.astype(object)}, TypeError, name),
+        ({name: good.astype("U3")}, TypeError, name),
+        ({name: good.astype(np.longdouble)}, TypeError, name),
+        ({name: good.astype("M8[s]")}, TypeError, name),
+        ({name: np.ma.masked_array(good, np.zeros(shape, bool))}, TypeError, f"{name}.*MaskedArray|MaskedArray.*{name}"),
+        ({name: Text()}, TypeError, name),
+    ]
+
+
+SCORES = [
+    *_typed("query", Q),
+    *_typed("key", K),
+    ({"query": Q.astype(np.float16), "key": K.astype(ml_dtypes.bfloat16)}, TypeError, "query|key"),
+    ({"query": ones(5)}, ValueError, "query"),
+    ({"key": ones(5)}, ValueError, "key"),
+    ({"query": np.float32(1)}, ValueError, "query"),
+    ({"key": ones(2, 2, 7, 6)}, ValueError, "key"),
+    ({"query": ones(2, 3, 6, 5)}, ValueError, "heads|head"),
+    ({"query": ones(2, 1, 6, 5)}, ValueError, "heads|head"),
+    ({"query": ones(3, 4, 6, 5)}, ValueError, "query|key"),
+    ({"query": [[1.0, 2.0], [3.0]]}, ValueError, ""),
+    ({"attn_mask": ones(6, 7, dtype=int)}, TypeError, r"attn_mask.*astype\(bool\)"),
+    ({"attn_mask": ones(6, 7, dtype=np.uint8)}, TypeError, r"attn_mask.*astype\(bool\)"),
+    ({"attn_mask": ones(6, 7, dtype=complex)}, TypeError, "attn_mask"),
+    ({"attn_mask": ones(6, 7, dtype=object)}, TypeError, "attn_mask"),
+    ({"attn_mask": ones(6, 8, dtype=bool)}, ValueError, "attn_mask has shape.*must broadcast"),
+    ({"attn_mask": ones(5, 7, dtype=bool)}, ValueError, "attn_mask"),
+    ({"attn_mask": ones(3, 2, 4, 6, 7, dtype=bool)}, ValueError, "attn_mask"),
+    ({"attn_mask": ones(2, 7, dtype=bool)}, ValueError, r"attn_mask.*mask\[:, None, None, :\]"),
+    ({"attn_mask": ones(2, 6, 7, dtype=bool)}, ValueError, r"attn_mask.*mask\[:, None\]"),
+    ({"bias": ones(6, 8)}, ValueError, "bias"),
+    ({"bias": ones(6, 7, dtype=complex)}, TypeError, "bias"),
+    ({"scale": float("nan")}, ValueError, "scale"),
+    ({"scale": float("inf")}, ValueError, "scale"),
+    ({"scale": "one"}, TypeError, "scale"),
+    ({"query": ones(2, 4, 6, 0), "key": ones(2, 2, 7, 0)}, ValueError, "scale"),
+    ({"causal_offset": 1.0}, TypeError, "causal_offset"),
+    ({"causal_offset": [1, 2, 3]}, ValueError, "causal_offset"),
+    ({"window_size": (-2, 0)}, ValueError, "window_size"),
+    ({"window_size": (0, -7)}, ValueError, "window_size"),
+    ({"window_size": (1, 2, 3)}, (TypeError, ValueError), "window_size"),
+    ({"window_size": 1.5}, TypeError, "window_size"),
+    ({"softcap": -1.0}, ValueError, "softcap"),
+    ({"softcap": float("nan")}, ValueError, "softcap"),
+    ({"softcap": float("inf")}, ValueError, "softcap"),
+    ({"alibi_slopes": ones(3)}, ValueError, "alibi_slopes"),
+    ({"alibi_slopes": ones(4, dtype=complex)}, TypeError, "alibi_slopes"),
+    ({"sinks": ones(5)}, ValueError, "sinks"),
+    ({"sinks": ones(4, dtype=complex)}, TypeError, "sinks"),
+    ({"query_lengths": [3, 7]}, ValueError, "query_lengths"),
+    ({"query_lengths": [-1, 3]}, ValueError, "query_lengths"),
+    ({"query_lengths": [1.0, 2.0]}, TypeError, "query_lengths"),
+    ({"kv_lengths": [3, 8]}, ValueError, "kv_lengths"),
+    ({"kv_lengths": [3, -(2**62)]}, ValueError, "kv_lengths"),
+    ({"kv_lengths": [3, 2**63]}, (ValueError, TypeError), "kv_lengths"),
+    ({"kv_lengths": [1, 2, 3]}, ValueError, "kv_lengths"),
+    ({"kv_lengths": [True, False]}, TypeError, "kv_lengths"),
+    ({"kv_lengths": [7, 5], "is_causal": True}, ValueError, "pass query_lengths for a padded batch, or causal_offset"),
+    ({"kv_lengths": [7, 5], "window_size": 3}, ValueError, "query_lengths"),
+    ({"kv_lengths": [7, 5], "alibi_slopes": ones(4)}, ValueError, "query_lengths"),
+]
+
+
+def _out(*shape):
+    """What no result may be written to."""
+    return [
+        ({"out": ones(*shape[:-1], shape[-1] + 1)}, ValueError, "out"),
+        ({"out": ones(1, *shape)}, ValueError, "out"),
+        ({"out": ones(*shape, dtype=np.float64)}, (TypeError, ValueError), "out"),
+        ({"out": ones(*shape).tolist()}, TypeError, "out"),
+        ({"out": _read_only(*shape)}, ValueError, "out"),
+        ({"out": _overlapping(*shape)}, ValueError, "out"),
+    ]
+
+
+SHARED = np.zeros(2 * 4 * 6 * 3, np.float32)  # one buffer for output and lse
+FORWARD = of(
+    {"query": Q, "key": K, "value": V},
+    *SCORES,
+    *_typed("value", V),
+    ({"value": V.astype(np.float16), "key": K.astype(ml_dtypes.bfloat16)}, TypeError, "key|value"),
+    ({"value": ones(2, 2, 8, 3)}, ValueError, "value"),
+    ({"value": ones(2, 4, 7, 3)}, ValueError, "value"),
+    ({"value": ones(7)}, ValueError, "value"),
+    ({"dropout_p": 1.0, "rng": KEY}, ValueError, "dropout_p"),
+    ({"dropout_p": -0.1, "rng": KEY}, ValueError, "dropout_p"),
+    ({"dropout_p": float("nan"), "rng": KEY}, ValueError, "dropout_p"),
+    ({"dropout_p": "half", "rng": KEY}, TypeError, "dropout_p"),
+    ({"dropout_p": 0.5}, ValueError, "rng"),
+    ({"dropout_p": 0.5, "rng": 5}, TypeError, "rng"),
+    ({"dropout_p": 0.5, "rng": np.random.RandomState(0)}, TypeError, "rng"),
+    *_out(2, 4, 6, 3),
+    ({"return_lse": True, "out": ones(2, 4, 6, 3)}, TypeError, "out"),
+    ({"return_lse": True, "out": (ones(2, 4, 6, 3),)}, (TypeError, ValueError), "out"),
+    ({"return_lse": True, "out": (ones(2, 4, 6, 3), ones(2, 4, 5))}, ValueError, "out"),
+    ({"return_lse": True, "out": (SHARED.reshape(2, 4, 6, 3), SHARED[:48].reshape(2, 4, 6))}, ValueError, "out"),
+)
+WEIGHTS = of(
+    {"query": Q, "key": K},
+    *SCORES,
+    *_out(2, 4, 6, 7),
+    ({"rows": [6]}, (IndexError, ValueError), "rows"),
+    ({"rows": [-7]}, (IndexError, ValueError), "rows"),
+    ({"rows": [0.5]}, (IndexError, TypeError), "rows"),
+    ({"rows": [[0]]}, ValueError, "rows"),
+)
+RECEIVED = of({"query": Q, "key": K}, *SCORES, *_out(2, 4, 7))
+PARTS, LSES = ones(3, 2, 5, 4), ones(3, 2, 5)
+MERGE = of(
+    {"outputs": PARTS, "lses": LSES},
+    ({"outputs": PARTS.astype(complex)}, TypeError, "outputs"),
+    ({"lses": LSES.astype(complex)}, TypeError, "lses"),
+    ({"outputs": []}, ValueError, "outputs"),
+    ({"outputs": PARTS[:2]}, ValueError, "outputs|lses"),
+    ({"lses": LSES[:, :, :4]}, ValueError, "lses"),
+    ({"outputs": [PARTS[0], PARTS[1][:, :4]], "lses": LSES[:2]}, ValueError, "outputs"),
+    ({"outputs": [PARTS[0], PARTS[1].astype(complex)], "lses": LSES[:2]}, TypeError, "outputs"),
+    ({"outputs": 5}, (TypeError, ValueError), "outputs"),
+    ({"out": (ones(2, 5, 3), ones(2, 5))}, ValueError, "out"),
+    ({"out": ones(2, 5, 4)}, TypeError, "out"),
+)
+DROPOUT_MASK = of(
+    {"shape": (2, 3, 5), "dropout_p": 0.5, "key": KEY, "dtype": np.float32},
+    ({"key": np.random.default_rng(0)}, TypeError, "DropoutKey"),
+    ({"key": (1, 2, 3, 4)}, TypeError, "DropoutKey"),
+    ({"dropout_p": 1.0}, ValueError, "dropout_p"),
+    ({"dropout_p": -1}, ValueError, "dropout_p"),
+    ({"dropout_p": float("nan")}, ValueError, "dropout_p"),
+    ({"dtype": np.complex64}, TypeError, "dtype"),
+    ({"dtype": np.int32}, TypeError, "dtype"),
+    ({"dtype": np.longdouble}, TypeError, "dtype"),
+    ({"shape": (5,)}, ValueError, "shape"),
+    ({"shape": (2, -3, 5)}, ValueError, "shape"),
+    ({"shape": (2, 3.5, 5)}, TypeError, "shape"),
+    ({"shape": (2**62, 2**62, 5, 5)}, (ValueError, MemoryError), ""),
+)
+X = ones(3, 4, 5)
+_SOFTMAX = [
+    *_typed("x", X)[:5],
+    ({"axis": 3}, ValueError, "axis"),
+    ({"axis": -4}, ValueError, "axis"),
+    ({"axis": (0, 0)}, ValueError, "axis"),
+    ({"axis": (0, -3)}, ValueError, "axis"),
+    ({"axis": 0.5}, TypeError, "axis"),
+    ({"where": np.ones(4, bool)}, ValueError, "where"),
+    ({"where": np.ones((2, 3, 4, 5), bool)}, ValueError, "where"),
+    ({"where": "text"}, TypeError, "where"),
+    ({"where": np.ones(5)}, TypeError, "where"),
+    ({"x": np.float32(1)}, ValueError, "axis"),
+]
+SOFTMAX = of({"x": X}, *_SOFTMAX, *_out(3, 4, 5))
+LOGSUMEXP = of({"x": X}, *_SOFTMAX, *_out(3, 4))
+DROPOUT_KEY = of({}, ({"rng": 5}, TypeError, "rng"), ({"rng": KEY}, TypeError, "rng"), ({"rng": None}, TypeError, "rng"))
+DROPOUT_KEY_TYPE = of(
+    {},
+    ({"key": -1}, ValueError, "key"),
+    ({"key": 2**128}, ValueError, "key"),
+    ({"key": [1, 2, 3]}, ValueError, "key"),
+    ({"key": [1, 2, 3, 2**32]}, ValueError, "key"),
+    ({"key": 0.5}, TypeError, "key"),
+    ({"key": "1234"}, TypeError, "key"),
+)
+NUM_THREADS = of(
+    {},
+    ({"num_threads": 0}, ValueError, "num_threads"),
+    ({"num_threads": -3}, ValueError, "num_threads"),
+    ({"num_threads": 1025}, ValueError, "num_threads"),
+    ({"num_threads": 2**70}, (ValueError, OverflowError), "num_threads"),
+    ({"num_threads": 2.0}, TypeError, "num_threads"),
+    ({"num_threads": None}, TypeError, "num_threads"),
+)
+ENTERED = NUM_THREADS  # on entering
+NO_ARGUMENTS = of({}, ({"num_threads": 1}, TypeError, "num_threads"))
+SHOW_CONFIG = of({}, ({"mode": "text"}, ValueError, "mode"))
+
+
+def attempt(function, arguments):
+    """Calls a public function; enters what it returns if that is a context."""
+    result = getattr(attnpy, function)(**arguments)
+    if isinstance(result, contextlib.AbstractContextManager) or hasattr(result, "__enter__"):
+        with result:
+            pass
+    return result
