@@ -251,11 +251,11 @@ v_fold(vreal x, int n)
            : n == 4 ? __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15)
            : n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15)
                     : __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 8
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
     return n == 4   ? __builtin_shufflevector(x, x, 4, 5, 6, 7, 4, 5, 6, 7)
            : n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3, 6, 7, 6, 7)
                     : __builtin_shufflevector(x, x, 1, 1, 3, 3, 5, 5, 7, 7);
-#elif VECTOR_BYTES / REAL_BITS * 8 == 4
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
     return n == 2 ? __builtin_shufflevector(x, x, 2, 3, 2, 3) : __builtin_shufflevector(x, x, 1, 1, 3, 3);
 #else
     (void)n;
