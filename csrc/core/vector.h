@@ -266,20 +266,26 @@ v_fold(vreal x, int n)
 ATTN_INLINE REAL
 v_sum(vreal x)
 {
-    ATTN_UNROLL
-    for (int n = LANES / 2; n > 0; n /= 2)
-        x += v_fold(x, n);
-    return x[0];
+    if (LANES > 8)
+        x += v_fold(x, 8);
+    if (LANES > 4)
+        x += v_fold(x, 4);
+    if (LANES > 2)
+        x += v_fold(x, 2);
+    return (x + v_fold(x, 1))[0];
 }
 
 /* The largest lane; where some lane is NaN, any lane: callers test for NaN themselves. */
 ATTN_INLINE REAL
 v_highest(vreal x)
 {
-    ATTN_UNROLL
-    for (int n = LANES / 2; n > 0; n /= 2)
-        x = v_max(x, v_fold(x, n));
-    return x[0];
+    if (LANES > 8)
+        x = v_max(x, v_fold(x, 8));
+    if (LANES > 4)
+        x = v_max(x, v_fold(x, 4));
+    if (LANES > 2)
+        x = v_max(x, v_fold(x, 2));
+    return v_max(x, v_fold(x, 1))[0];
 }
 
 /* x0 y0 x1 y1 ... of the first halves. */
