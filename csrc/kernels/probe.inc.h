@@ -2,8 +2,8 @@
 #ifndef ATTN_PROBE_NAMES
 #define ATTN_PROBE_NAMES
 #define fused SUFFIX(fused)
-#define fma_peak SUFFIX(attn_fma_peak)
-#define tile_ceiling SUFFIX(attn_tile_ceiling)
+#define probe_fma SUFFIX(attn_fma_peak)
+#define probe_tile SUFFIX(attn_tile_ceiling)
 
 enum { ATTN_PROBE_CHAINS = 12 }; /* twice 4 cycles of latency by two units at least fill 8; 12 fit the registers of every level */
 #endif
@@ -26,7 +26,7 @@ fused(vreal a, vreal b, vreal c)
 }
 
 static double
-fma_peak(int64_t rounds)
+probe_fma(int64_t rounds)
 {
     vreal sum[ATTN_PROBE_CHAINS];
     const vreal shrink = v_splat((REAL)0.999), more = v_splat((REAL)1e-3);
@@ -44,7 +44,7 @@ fma_peak(int64_t rounds)
 
 /* Scores, weights and output of one whole group and one key block, over and over. */
 static double
-tile_ceiling(int64_t head_dim, int64_t rounds)
+probe_tile(int64_t head_dim, int64_t rounds)
 {
     enum { WIDTH = GROUP_VECTORS * VECTOR_BYTES / sizeof(REAL), COLUMNS = 256 };
     REAL query[COLUMNS * WIDTH] __attribute__((aligned(64))), output[COLUMNS * WIDTH] __attribute__((aligned(64)));
