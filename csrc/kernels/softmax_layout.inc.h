@@ -110,7 +110,7 @@ lines_load(REAL *buffer, int64_t pitch, const char *x, int64_t rows, int64_t n, 
         for (int64_t r = 0; r + LANES <= rows; r += LANES) {
             vreal a[VECTOR_BYTES / sizeof(REAL)];
             const char *p = x + i * stride + r * size;
-            ATTN_UNROLL
+    ATTN_UNROLL
             for (int j = 0; j < LANES; j++) {
 #if REAL_BITS == 32
                 if (type == ATTN_FLOAT16)
