@@ -124,8 +124,8 @@ def attention(real, arguments):
 
 def _head(real, q, k, seen, terms, scale, softcap, sink):
     """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E)."""
-    scaled = q * real(scale)
     with np.errstate(all="ignore"):
+        scaled = q * real(scale)
         s = scaled @ k.T
         size = (np.abs(scaled) @ np.abs(k).T).astype(np.float64)
         if softcap:

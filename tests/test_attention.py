@@ -231,7 +231,7 @@ def test_no_head_size_needs_a_scale():
     np.testing.assert_allclose(attnpy.scaled_dot_product_attention(query, key, value, scale=1), [[4, 5]] * 3)
 
 
-@pytest.mark.parametrize("types", itertools.product(TYPES, repeat=3), ids=" ".join)
+@pytest.mark.parametrize("types", list(itertools.product(TYPES, repeat=3)), ids=" ".join)
 def test_mixed_types(types):
     """float64 anywhere: float64; else the query's type, when the others are as wide or narrower, or float32."""
     rng = np.random.default_rng(seed_of(types))

@@ -9,6 +9,7 @@ import platform
 import numpy as np
 import pytest
 from inputs import TYPES, check, operands, seed_of
+from numerics import same_bits
 
 import attnpy
 from attnpy import reference
@@ -60,10 +61,10 @@ def test_hidden_keys_may_hold_anything(name, sizes, dtype):
         poisoned = np.where(hidden[:, None], bad, key), np.where(hidden[:, None], bad, value)
         got = attnpy.scaled_dot_product_attention(query, *poisoned, return_lse=True, **options)
         note = f"{poison} in hidden keys, L, S = {sizes}, {dtype}"
-        np.testing.assert_array_equal(got[0], wanted[0], err_msg=note)
-        np.testing.assert_array_equal(got[1], wanted[1], err_msg=note)
-        np.testing.assert_array_equal(attnpy.attention_weights(query, poisoned[0], **options), weights, err_msg=note)
-        np.testing.assert_array_equal(attnpy.attention_received(query, poisoned[0], **options), received, err_msg=note)
+        same_bits(got[0], wanted[0], note)
+        same_bits(got[1], wanted[1], note)
+        same_bits(attnpy.attention_weights(query, poisoned[0], **options), weights, note)
+        same_bits(attnpy.attention_received(query, poisoned[0], **options), received, note)
 
 
 @pytest.mark.parametrize("L", ROWS)
@@ -80,7 +81,7 @@ def test_hidden_places_of_masks_may_hold_anything(L, poison):
         wanted = attnpy.scaled_dot_product_attention(*arrays, mask, bias=bias, return_lse=True)
         got = attnpy.scaled_dot_product_attention(*arrays, mask, bias=bad, return_lse=True)
         for one, other in zip(got, wanted):
-            np.testing.assert_array_equal(one, other, err_msg=f"{poison} in hidden places of bias, L = {L}")
+            same_bits(one, other, f"{poison} in hidden places of bias, L = {L}")
     lower = np.where(hidden, -INF, 0).astype(np.float32)
     mask = np.where(hidden, np.float32(poison), 0.25)
     wanted = attnpy.scaled_dot_product_attention(*arrays, np.full_like(bias, 0.25), bias=lower)
@@ -88,7 +89,7 @@ def test_hidden_places_of_masks_may_hold_anything(L, poison):
     seen = np.tri(L, S, S - L, dtype=bool)
     wanted = attnpy.scaled_dot_product_attention(*arrays, is_causal=True, bias=bias)
     got = attnpy.scaled_dot_product_attention(*arrays, is_causal=True, bias=np.where(seen, bias, np.float32(poison)))
-    np.testing.assert_array_equal(got, wanted, err_msg=f"{poison} in the future of bias, L = {L}")
+    same_bits(got, wanted, f"{poison} in the future of bias, L = {L}")
 
 
 @pytest.mark.parametrize("poison", [NAN, INF, -INF])
@@ -104,8 +105,8 @@ def test_a_key_poisons_only_the_rows_that_see_it(sizes, poison):
         got = attnpy.scaled_dot_product_attention(query, bad_key, bad_value, is_causal=True)
         note = f"{poison} at key {j}, L, S = {sizes}"
         before = max(0, j - (S - L))
-        np.testing.assert_array_equal(got[:, :before], wanted[:, :before], err_msg=note)
-        np.testing.assert_array_equal(np.delete(got[:2], 5, axis=-1), np.delete(wanted[:2], 5, axis=-1), err_msg=note)
+        same_bits(got[:, :before], wanted[:, :before], note)
+        same_bits(np.delete(got[:2], 5, axis=-1), np.delete(wanted[:2], 5, axis=-1), note)
         same_kind(got, reference.scaled_dot_product_attention(query, bad_key, bad_value, is_causal=True), note)
 
 
@@ -122,7 +123,7 @@ def test_nan_in_one_query_row(L, dtype):
         assert np.isnan(got[1, h, i]).all() and np.isnan(lse[1, h, i]), f"row {i} of head {h}, L = {L}"
         wanted_now, lse_now = wanted.copy(), wanted_lse.copy()
         wanted_now[1, h, i], lse_now[1, h, i] = NAN, NAN
-        np.testing.assert_array_equal(got, wanted_now, err_msg=f"row {i} of head {h}, L = {L}")
+        same_bits(got, wanted_now, f"row {i} of head {h}, L = {L}")
         np.testing.assert_array_equal(lse, lse_now)
         weights = attnpy.attention_weights(bad, key)
         np.testing.assert_array_equal(np.isnan(weights).all(-1), np.isnan(lse))

@@ -39,7 +39,7 @@ def test_every_option(name, dtype):
         assert weights.dtype == received.dtype == TYPES[dtype]
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(WITHOUT_DROPOUT, 2), ids=" & ".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(WITHOUT_DROPOUT, 2)), ids=" & ".join)
 def test_every_pair_of_options(pair):
     seed = seed_of(pair)
     rng = np.random.default_rng(seed)

@@ -159,7 +159,7 @@ def _weights(
         raise ValueError("kv_lengths: pass query_lengths for a padded batch, or causal_offset")
     offset = keys - queries if causal_offset is None else _integers("causal_offset", causal_offset, batch)
     i, j = np.arange(L)[:, None], np.arange(S)
-    position = i + offset  # (..., 1, L, 1)
+    position = i + np.clip(offset, -(2**62), 2**62)  # (..., 1, L, 1)
 
     visible = _in_reach(position, j, is_causal, *window) & (i < queries) & (j < keys)
     visible = np.broadcast_to(visible, (*batch, H, L, S))
@@ -182,9 +182,9 @@ def _in_reach(position, j, is_causal, left, right):
     if is_causal:
         reach &= j <= position
     if left >= 0:
-        reach &= j >= position - left
+        reach &= position - j <= left
     if right >= 0:
-        reach &= j <= position + right
+        reach &= j - position <= right
     return reach
 
 

@@ -6,7 +6,7 @@ import numpy as np
 def softmax(x, axis=-1, *, where=None):
     """y_i = exp(x_i) / sum_j exp(x_j): (..., n) -> (..., n)."""
     x, m = _scores_and_maximum(x, axis, where)
-    with np.errstate(invalid="ignore"):  # inf - inf: a +inf that takes part makes its row NaN
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: a +inf that takes part makes its row NaN
         e = np.exp(x - m)
         total = e.sum(axis, keepdims=True)
         y = e / np.where(total == 0, 1.0, total)  # nothing takes part: 0
@@ -16,7 +16,7 @@ def softmax(x, axis=-1, *, where=None):
 def log_softmax(x, axis=-1, *, where=None):
     """y_i = x_i - log sum_j exp(x_j): (..., n) -> (..., n), -inf where left out."""
     x, m = _scores_and_maximum(x, axis, where)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         total = np.exp(x - m).sum(axis, keepdims=True)
         y = x - m - np.log(np.where(total == 0, 1.0, total))
     return y if where is None else np.where(where, y, -np.inf)
