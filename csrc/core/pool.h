@@ -28,6 +28,7 @@ enum attn_status attn_pool_run(struct attn_job *job);
 /* 64-byte aligned memory that outlives a call: scratch blocks are kept in a free list capped at threads + 4. NULL: no memory. */
 void *attn_scratch_take(size_t bytes);
 void attn_scratch_give(void *block, size_t bytes);
+void attn_scratch_fail_after(long n); /* for tests: n more can be had, then none; negative: any number */
 
 int attn_get_num_threads(void);     /* min(affinity, cgroup quota, ATTNPY_NUM_THREADS, else OMP_NUM_THREADS) until set */
 void attn_set_num_threads(int threads); /* 1 ... 1024; clipped */

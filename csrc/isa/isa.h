@@ -3,16 +3,18 @@
 #define ATTN_ISA_H
 
 #include "../core/attn.h"
+#include "../kernels/probe.h"
 
 struct attn_kernels {
-    struct attn_kernel softmax[2];            /* softmax.h: struct attn_softmax, all three functions */
-    struct attn_kernel attention[2];          /* attention.h: struct attn_attention */
-    struct attn_kernel attention_weights[2];
-    struct attn_kernel attention_received[2];
-    struct attn_kernel merge_attention[2];    /* struct attn_merge */
-    struct attn_kernel dropout_mask[2];       /* struct attn_dropout */
+    const struct attn_kernel *softmax[2];            /* softmax.h: struct attn_softmax, all three functions */
+    const struct attn_kernel *attention[2];          /* attention.h: struct attn_attention */
+    const struct attn_kernel *attention_weights[2];
+    const struct attn_kernel *attention_received[2];
+    const struct attn_kernel *merge_attention[2];    /* struct attn_merge */
+    const struct attn_kernel *dropout_mask[2];       /* struct attn_dropout */
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
+    void (*elementary[2])(enum attn_elementary what, const void *x, void *y, int64_t n);
 };
 
 extern const struct attn_kernels attn_kernels_avx512, attn_kernels_avx2, attn_kernels_baseline;

@@ -21,7 +21,7 @@
 #undef SUFFIX
 #undef LANES
 
-#define BOTH(name) {name##_f32, name##_f64}
+#define BOTH(name) {&name##_f32, &name##_f64}
 
 const struct attn_kernels LEVEL(attn_kernels) = {
     .softmax = BOTH(attn_softmax),
@@ -32,4 +32,5 @@ const struct attn_kernels LEVEL(attn_kernels) = {
     .dropout_mask = BOTH(attn_dropout_mask),
     .fma_peak = {attn_fma_peak_f32, attn_fma_peak_f64},
     .tile_ceiling = {attn_tile_ceiling_f32, attn_tile_ceiling_f64},
+    .elementary = {attn_elementary_f32, attn_elementary_f64},
 };

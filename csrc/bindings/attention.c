@@ -1,0 +1,202 @@
+/* attention.c: scaled_dot_product_attention, attention_weights and attention_received. */
+#include "families.h"
+
+#include "../kernels/attention.h"
+
+#include <math.h>
+
+#define PLACE(member) offsetof(struct attn_attention, member)
+
+/* The optional operands that all three functions have; bias and what follows are arguments `b` on. */
+#define SCORE_OPERANDS(mask, b)                                                                                                             \
+    {"attn_mask", ENGINE_MASK, mask, "hls", 0, PLACE(attn_mask)}, {"bias", ENGINE_ADDED, b, "hls", 0, PLACE(bias)},                         \
+        {"alibi_slopes", ENGINE_PER_HEAD, b + 4, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, b + 5, "h..", 0, PLACE(sinks)}, \
+        {"causal_offset", ENGINE_OFFSETS, b + 1, "...", 0, PLACE(causal_offset)},                                                           \
+        {"query_lengths", ENGINE_LENGTHS, b + 6, "...", 'l', PLACE(query_lengths)},                                                         \
+    {                                                                                                                                       \
+        "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                  \
+    }
+
+#define QUERY_AND_KEY                                  \
+    {"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, \
+    {                                                  \
+        "key", ENGINE_DATA, 1, "gsd", 0, PLACE(key)    \
+    }
+
+static const struct engine_function attention = {
+    .name = "scaled_dot_product_attention",
+    .signature = "(h,l,d),(g,s,d),(g,s,e)->(h,l,e)",
+    .arguments = 18,
+    .instead = "attn_mask",
+    .kernel = offsetof(struct attn_kernels, attention),
+    .operands = {QUERY_AND_KEY, {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7)},
+    .outputs = {{"output", "hle", false, PLACE(output)}, {"lse", "hl.", true, PLACE(lse)}},
+};
+
+static const struct engine_function weights = {
+    .name = "attention_weights",
+    .signature = "(h,l,d),(g,s,d)->(h,l,s)",
+    .arguments = 15,
+    .instead = "attn_mask",
+    .kernel = offsetof(struct attn_kernels, attention_weights),
+    .operands = {QUERY_AND_KEY, SCORE_OPERANDS(2, 5)},
+    .outputs = {{"the weights", "hls", false, PLACE(output)}},
+};
+
+static const struct engine_function received = {
+    .name = "attention_received",
+    .signature = "(h,l,d),(g,s,d)->(h,s)",
+    .arguments = 14,
+    .instead = "attn_mask",
+    .kernel = offsetof(struct attn_kernels, attention_received),
+    .operands = {QUERY_AND_KEY, SCORE_OPERANDS(2, 5)},
+    .outputs = {{"the sums", "h.s", false, PLACE(output)}},
+};
+
+/* Sizes, and that key/value heads divide query heads. */
+static bool
+bind_sizes(struct engine *e, struct attn_attention *a)
+{
+    const int64_t most_dim = (int64_t)1 << 48;
+    int64_t kv_heads = *engine_size(e, 'g'), values = *engine_size(e, 'e'), total;
+    a->heads = *engine_size(e, 'h');
+    a->query_length = *engine_size(e, 'l');
+    a->key_length = *engine_size(e, 's');
+    a->head_dim = *engine_size(e, 'd');
+    a->value_dim = values < 0 ? 0 : values;
+    if (kv_heads == 0 ? a->heads > 0 : a->heads % kv_heads != 0) {
+        PyErr_Format(PyExc_ValueError, "query has %lld heads and key %lld; those of key must divide those of query", (long long)a->heads,
+                     (long long)kv_heads);
+        return false;
+    }
+    a->group = kv_heads == 0 ? 1 : a->heads / kv_heads;
+    a->row_count = a->query_length;
+    a->batch_ndim = e->batch_ndim;
+    for (int i = 0; i < e->batch_ndim; i++)
+        a->batch_shape[i] = e->batch_shape[i];
+    a->batch = e->batch;
+    /* What kernels derive from the sizes stays within 64 bits if the whole work does: no machine would ever finish more. */
+    const int64_t work[] = {a->batch, a->heads, a->query_length, attn_max(a->key_length, 1), a->head_dim + a->value_dim + 64};
+    if (a->head_dim > most_dim || a->value_dim > most_dim) {
+        PyErr_Format(PyExc_MemoryError, "heads of size %lld and %lld are too large", (long long)a->head_dim, (long long)a->value_dim);
+        return false;
+    }
+    return engine_product("work", 5, work, ATTN_BLOCK, &total);
+}
+
+/* Where the last query row stands is unknown if only the keys' lengths are given: refused where it matters. */
+static bool
+check_positions(const struct engine *e, const struct attn_attention *a)
+{
+    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data;
+    if (!positional || !a->kv_lengths.data || a->query_lengths.data || a->causal_offset.data)
+        return true;
+    for (int64_t i = 0; i < e->batch; i++) {
+        int64_t length = *(const int64_t *)(a->kv_lengths.data + attn_batch_offset(i, a->batch_ndim, a->batch_shape, a->kv_lengths.batch));
+        if (length < a->query_length) {
+            PyErr_Format(PyExc_ValueError,
+                         "kv_lengths holds %lld, fewer than the %lld query rows, which leaves their positions open: "
+                         "pass query_lengths for a padded batch, or causal_offset",
+                         (long long)length, (long long)a->query_length);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The scalar parameters of scores and positions: arguments is_causal, scale, bias, causal_offset, window_size, softcap in a row. */
+static bool
+bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a)
+{
+    if (!bind_sizes(e, a) || !engine_flag("is_causal", argument[0], &a->is_causal))
+        return false;
+    if (argument[1] != Py_None) {
+        if (!engine_finite("scale", argument[1], &a->scale))
+            return false;
+    } else if (a->head_dim == 0) {
+        PyErr_SetString(PyExc_ValueError, "query has head size 0, for which there is no default: pass scale");
+        return false;
+    } else
+        a->scale = 1 / sqrt((double)a->head_dim);
+    if (!engine_window(argument[4], &a->window_left, &a->window_right) || !engine_softcap(argument[5], &a->softcap))
+        return false;
+    a->dropout_p = 0;
+    a->rows.data = a->lse.data = NULL;
+    return check_positions(e, a);
+}
+
+static PyObject *
+call_attention(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    struct attn_attention a;
+    struct engine e;
+    bool with_lse = false;
+    (void)module;
+    bool done = engine_open(&e, &attention, arguments, n, &a) && bind_scores(&e, arguments + 5, &a) &&
+                engine_dropout(arguments[4], arguments[15], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[16], &with_lse) &&
+                engine_outputs(&e, arguments[17], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+    return engine_close(&e, done);
+}
+
+/* rows: a list of query rows, negative ones from the end. */
+static bool
+bind_rows(struct engine *e, PyObject *object, struct attn_attention *a)
+{
+    if (object == Py_None)
+        return true;
+    PyArrayObject *rows = engine_integers(e, "rows", object);
+    if (!rows)
+        return false;
+    if (PyArray_NDIM(rows) != 1)
+        return engine_shape_error("rows", rows, "it must have one axis");
+    int64_t *row = PyArray_DATA(rows), length = a->query_length;
+    a->row_count = PyArray_DIM(rows, 0);
+    for (int64_t i = 0; i < a->row_count; i++) {
+        if (row[i] < -length || row[i] >= length) {
+            PyErr_Format(PyExc_ValueError, "rows holds %lld; each must be in %lld ... %lld", (long long)row[i], (long long)-length,
+                         (long long)length - 1);
+            return false;
+        }
+        row[i] += row[i] < 0 ? length : 0;
+    }
+    a->rows.data = (char *)row;
+    a->rows.type = ATTN_INT64;
+    a->rows.row = sizeof *row;
+    *engine_size(e, 'l') = a->row_count;
+    return true;
+}
+
+static PyObject *
+call_weights(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    struct attn_attention a;
+    struct engine e;
+    (void)module;
+    a.value.data = NULL;
+    bool done = engine_open(&e, &weights, arguments, n, &a) && bind_scores(&e, arguments + 3, &a) && bind_rows(&e, arguments[13], &a) &&
+                engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
+    return engine_close(&e, done);
+}
+
+static PyObject *
+call_received(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    struct attn_attention a;
+    struct engine e;
+    (void)module;
+    a.value.data = NULL;
+    bool done = engine_open(&e, &received, arguments, n, &a) && bind_scores(&e, arguments + 3, &a) && engine_outputs(&e, arguments[13], 1, &a) &&
+                engine_run(&e, &a);
+    return engine_close(&e, done);
+}
+
+static PyMethodDef methods[] = {
+    FAST_METHOD("scaled_dot_product_attention", call_attention),
+    FAST_METHOD("attention_weights", call_weights),
+    FAST_METHOD("attention_received", call_received),
+    {0},
+};
+
+static const struct engine_function *const functions[] = {&attention, &weights, &received, NULL};
+
+const struct family attn_attention_family = {methods, functions};

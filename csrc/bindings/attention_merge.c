@@ -1,0 +1,226 @@
+/* attention_merge.c: merge_attention and dropout_mask: what goes with attention and takes no query. */
+#include "families.h"
+
+#include "../kernels/attention.h"
+
+#include <string.h>
+
+static const struct engine_function merge = {
+    .name = "merge_attention",
+    .signature = "(l,d),(l)->(l,d),(l)",
+    .arguments = 3,
+    .instead = "its data",
+    .kernel = offsetof(struct attn_kernels, merge_attention),
+    .outputs = {{"output", ".ld", false, offsetof(struct attn_merge, output)}, {"lse", ".l.", true, offsetof(struct attn_merge, lse)}},
+};
+
+/* The parts of a call: arrays and tensors, outputs first, then log-sum-exps. */
+struct parts {
+    Py_ssize_t n;
+    char (*names)[32];
+    const char **name;
+    PyArrayObject **array;
+    struct attn_tensor *tensor;
+    PyObject *converted; /* a list that owns what was made of lists and of other types */
+};
+
+/* A sequence of arrays, or an array stacked on axis 0, as a list that the call owns. */
+static PyObject *
+list_of(struct engine *e, const char *name, PyObject *object)
+{
+    if (PyArray_Check(object) && PyArray_NDIM((PyArrayObject *)object) == 0) {
+        PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0", name);
+        return NULL;
+    }
+    PyObject *list = PySequence_List(object);
+    if (!list && PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0, not %R", name, Py_TYPE(object));
+    return engine_hold(e, list) ? list : NULL;
+}
+
+/* Keeps what engine functions have put into `hold`, of which there is a fixed number, in the list instead. */
+static bool
+keep_converted(struct engine *e, struct parts *parts, int held)
+{
+    while (e->held > held) {
+        PyObject *reference = e->hold[--e->held];
+        int failed = PyList_Append(parts->converted, reference);
+        Py_DECREF(reference);
+        if (failed)
+            return false;
+    }
+    return true;
+}
+
+static bool
+open_parts(struct engine *e, struct parts *parts, PyObject *outputs, PyObject *lses)
+{
+    int held = e->held;
+    for (Py_ssize_t i = 0; i < 2 * parts->n; i++) {
+        bool lse = i >= parts->n;
+        Py_ssize_t place = lse ? i - parts->n : i;
+        PyOS_snprintf(parts->names[i], sizeof parts->names[i], "%s[%zd]", lse ? "lses" : "outputs", place);
+        parts->name[i] = parts->names[i];
+        parts->array[i] = engine_array(e, parts->name[i], PyList_GetItem(lse ? lses : outputs, place));
+        if (!keep_converted(e, parts, held) || !parts->array[i])
+            return false;
+    }
+    return true;
+}
+
+/* Types, then shapes: of the outputs, and of the log-sum-exps, which take the type computed in. */
+static bool
+bind_parts(struct engine *e, struct parts *parts)
+{
+    int held = e->held;
+    for (Py_ssize_t i = 0; i < parts->n; i++) {
+        parts->array[i] = engine_numbers(e, parts->name[i], parts->array[i]);
+        if (!keep_converted(e, parts, held) || !parts->array[i])
+            return false;
+    }
+    if (!engine_common_type(e, parts->name, parts->array, parts->n))
+        return false;
+    for (Py_ssize_t i = 0; i < 2 * parts->n; i++) {
+        bool lse = i >= parts->n;
+        if (lse) {
+            PyArrayObject *array = engine_numbers(e, parts->name[i], parts->array[i]);
+            parts->array[i] = array ? engine_to_compute(e, array) : NULL;
+        }
+        if (!keep_converted(e, parts, held) || !parts->array[i] || !engine_core_sizes(e, parts->name[i], lse ? ".l." : ".ld", parts->array[i]))
+            return false;
+    }
+    if (!engine_finish_batch(e))
+        return false;
+    for (Py_ssize_t i = 0; i < 2 * parts->n; i++)
+        engine_tensor(e, i < parts->n ? ".ld" : ".l.", parts->array[i], &parts->tensor[i]);
+    return true;
+}
+
+static bool
+allocate_parts(struct engine *e, struct parts *parts, Py_ssize_t n)
+{
+    size_t each = sizeof *parts->names + sizeof *parts->name + sizeof *parts->array + sizeof *parts->tensor;
+    parts->n = n;
+    parts->converted = PyList_New(0);
+    if (!engine_hold(e, parts->converted))
+        return false;
+    parts->tensor = PyMem_Calloc(2 * (size_t)n, each);
+    if (!parts->tensor) {
+        PyErr_NoMemory();
+        return false;
+    }
+    parts->array = (PyArrayObject **)(parts->tensor + 2 * n);
+    parts->name = (const char **)(parts->array + 2 * n);
+    parts->names = (char (*)[32])(parts->name + 2 * n);
+    return true;
+}
+
+static bool
+run_merge(struct engine *e, const struct parts *parts, PyObject *out)
+{
+    struct attn_merge a = {
+        .batch_ndim = e->batch_ndim, .batch = e->batch, .parts = parts->n, .rows = *engine_size(e, 'l'), .value_dim = *engine_size(e, 'd')};
+    memcpy(a.batch_shape, e->batch_shape, (size_t)e->batch_ndim * sizeof *a.batch_shape);
+    a.outputs = parts->tensor;
+    a.lses = parts->tensor + parts->n;
+    e->more = parts->array;
+    e->more_inputs = 2 * parts->n;
+    return engine_outputs(e, out, 2, &a) && engine_run(e, &a);
+}
+
+static PyObject *
+call_merge(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    struct engine e;
+    struct parts parts = {0};
+    bool done = false;
+    (void)module;
+    engine_start(&e, &merge);
+    e.headless = false;
+    PyObject *outputs = engine_argument_count(merge.name, merge.arguments, n) ? list_of(&e, "outputs", arguments[0]) : NULL;
+    PyObject *lses = outputs ? list_of(&e, "lses", arguments[1]) : NULL;
+    if (lses && (PyList_Size(outputs) != PyList_Size(lses) || PyList_Size(outputs) == 0))
+        PyErr_Format(PyExc_ValueError, "outputs has %zd parts and lses %zd; both must have the same number, at least 1", PyList_Size(outputs),
+                     PyList_Size(lses));
+    else if (lses)
+        done = allocate_parts(&e, &parts, PyList_Size(outputs)) && open_parts(&e, &parts, outputs, lses) && bind_parts(&e, &parts) &&
+               run_merge(&e, &parts, arguments[2]);
+    PyObject *answer = engine_close(&e, done);
+    PyMem_Free(parts.tensor);
+    return answer;
+}
+
+static const struct engine_function dropout = {
+    .name = "dropout_mask",
+    .arguments = 4,
+    .kernel = offsetof(struct attn_kernels, dropout_mask),
+    .outputs = {{"the mask", "hls", false, offsetof(struct attn_dropout, output)}},
+};
+
+/* shape: (…, H, L, S), or (L, S) of one head. */
+static bool
+bind_mask_shape(struct engine *e, PyObject *shape, struct attn_dropout *a)
+{
+    int64_t size[NPY_MAXDIMS];
+    Py_ssize_t n = PyTuple_Check(shape) || PyList_Check(shape) ? PySequence_Size(shape) : -1;
+    if (n < 2 || n > NPY_MAXDIMS) {
+        PyErr_Format(PyExc_ValueError, "shape is %R; it must be a tuple of 2 ... %d sizes (..., H, L, S)", shape, NPY_MAXDIMS);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PySequence_GetItem(shape, i);
+        bool right = item && engine_integer("shape", item, &size[i]);
+        Py_XDECREF(item);
+        if (!right)
+            return false;
+        if (size[i] < 0) {
+            PyErr_Format(PyExc_ValueError, "shape is %R; sizes must not be negative", shape);
+            return false;
+        }
+    }
+    e->headless = n == 2;
+    e->batch_ndim = a->batch_ndim = n == 2 ? 0 : (int)n - 3;
+    for (int i = 0; i < a->batch_ndim; i++)
+        e->batch_shape[i] = a->batch_shape[i] = size[i];
+    *engine_size(e, 'h') = a->heads = n == 2 ? 1 : size[n - 3];
+    *engine_size(e, 'l') = a->query_length = size[n - 2];
+    *engine_size(e, 's') = a->key_length = size[n - 1];
+    if (!engine_finish_batch(e))
+        return false;
+    a->batch = e->batch;
+    return true;
+}
+
+static bool
+bind_mask_type(struct engine *e, PyObject *object)
+{
+    PyArray_Descr *descr = NULL;
+    if (!PyArray_DescrConverter(object, &descr))
+        return false;
+    PyArrayObject *empty = (PyArrayObject *)PyArray_Zeros(1, (npy_intp[]){0}, descr, 0);
+    bool known = empty && engine_stored_type(empty, &e->stored) && !PyArray_ISBYTESWAPPED(empty);
+    if (empty && !known)
+        PyErr_Format(PyExc_TypeError, "dtype is %S; it must be bool, float16, bfloat16, float32 or float64", PyArray_DESCR(empty));
+    Py_XDECREF((PyObject *)empty);
+    e->compute = e->stored == ATTN_FLOAT64 ? ATTN_FLOAT64 : ATTN_FLOAT32;
+    return known;
+}
+
+static PyObject *
+call_dropout(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+{
+    struct attn_dropout a;
+    struct engine e;
+    (void)module;
+    engine_start(&e, &dropout);
+    bool done = engine_argument_count(dropout.name, dropout.arguments, n) && bind_mask_shape(&e, arguments[0], &a) &&
+                engine_dropout(arguments[1], arguments[2], &a.dropout_p, a.dropout_key) && bind_mask_type(&e, arguments[3]) &&
+                engine_outputs(&e, Py_None, 1, &a) && engine_run(&e, &a);
+    return engine_close(&e, done);
+}
+
+static PyMethodDef methods[] = {FAST_METHOD("merge_attention", call_merge), FAST_METHOD("dropout_mask", call_dropout), {0}};
+
+static const struct engine_function *const functions[] = {&merge, NULL};
+
+const struct family attn_merge_family = {methods, functions};

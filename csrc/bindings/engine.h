@@ -1,0 +1,142 @@
+/* engine.h: arrays in, one kernel call, arrays out. The only place that knows about arrays.
+ *
+ * A function is a row of facts (struct engine_function): its operands, their axes, which of them decide the dtype, its outputs. A binding calls
+ *
+ *     engine_open      converts and checks every operand, broadcasts, fills the tensors of the argument struct
+ *     engine_outputs   allocates the outputs, or takes those given as out=
+ *     engine_run       plan, memory, GIL, threads, signals
+ *     engine_close     the Python result, or NULL where something failed; releases everything
+ *
+ * with its own checks in between. Whatever fails sets a Python exception; the functions then return false or NULL. */
+#ifndef ATTN_ENGINE_H
+#define ATTN_ENGINE_H
+
+#include "numpy_api.h"
+
+#include "../core/attn.h"
+#include "../isa/isa.h"
+
+enum { ENGINE_OPERANDS = 12, ENGINE_OUTPUTS = 2, ENGINE_HELD = 24, ENGINE_NAMES = 26 };
+
+enum engine_kind {
+    ENGINE_NONE,
+    ENGINE_DATA,    /* decides the dtype and, with the others of its kind, the batch shape; read in place */
+    ENGINE_MASK,    /* bool or floating, broadcasts to batch and core axes; read in place */
+    ENGINE_ADDED,   /* floating, broadcasts likewise; read in place, integers and bools as float64 */
+    ENGINE_PER_HEAD, /* numbers, converted to the type computed in; the core axis must fit */
+    ENGINE_LENGTHS, /* integers 0 ... size of `bound`, broadcast to the batch axes; copied, so that they cannot change after the check */
+    ENGINE_OFFSETS, /* any integers, likewise */
+};
+
+/* core: the letters of an operand's head, row and column axes, '.' where it has none: "hld", "h..". */
+struct engine_operand {
+    const char *name;
+    enum engine_kind kind;
+    int argument; /* its place in the call */
+    char core[4];
+    char bound;
+    size_t tensor; /* its place in the argument struct */
+};
+
+struct engine_output {
+    const char *name;
+    char core[4];
+    bool computed; /* has the type computed in, not that of the operands */
+    size_t tensor;
+};
+
+struct engine_function {
+    const char *name;
+    const char *signature; /* as generalised ufuncs write it, of the operands that must be there; NULL: there are none */
+    int arguments;
+    const char *instead; /* what to pass in place of a masked array */
+    size_t kernel;       /* its place in struct attn_kernels: an array of two, by type computed in */
+    struct engine_operand operands[ENGINE_OPERANDS]; /* up to the first without a name */
+    struct engine_output outputs[ENGINE_OUTPUTS];
+};
+
+struct engine_result {
+    PyArrayObject *array;  /* what is returned: new, or as given */
+    PyArrayObject *target; /* what the kernel writes: the same, or a temporary */
+    bool given;
+};
+
+struct engine {
+    const struct engine_function *function;
+    enum attn_type compute;       /* ATTN_FLOAT32 or ATTN_FLOAT64 */
+    enum attn_type stored;        /* of a result: compute, or the half type that all data operands share */
+    int batch_ndim;
+    bool headless;                /* no data operand has a head axis */
+    int64_t batch_shape[ATTN_MAX_BATCH];
+    int64_t batch;                /* its product */
+    int64_t size[ENGINE_NAMES];   /* of the axis called 'a' + index; -1: unknown */
+    PyArrayObject *operand[ENGINE_OPERANDS]; /* borrowed; NULL: absent */
+    int inputs;                   /* arrays that the kernel reads in place: outputs must not touch them */
+    PyArrayObject *input[ENGINE_OPERANDS];
+    PyArrayObject *const *more;   /* the same, where there may be any number */
+    Py_ssize_t more_inputs;
+    int held;                     /* references owned by the call */
+    PyObject *hold[ENGINE_HELD];
+    int results;
+    struct engine_result result[ENGINE_OUTPUTS];
+};
+
+/* engine.c */
+void engine_start(struct engine *e, const struct engine_function *function);
+bool engine_open(struct engine *e, const struct engine_function *function, PyObject *const *arguments, Py_ssize_t n, void *structure);
+PyObject *engine_close(struct engine *e, bool succeeded);
+bool engine_hold(struct engine *e, void *reference); /* owns it from here on; false if it is NULL */
+bool engine_argument_count(const char *name, Py_ssize_t wanted, Py_ssize_t n);
+
+static inline int64_t *
+engine_size(struct engine *e, char letter)
+{
+    return &e->size[letter - 'a'];
+}
+
+/* engine_types.c: what an element is */
+bool engine_stored_type(PyArrayObject *array, enum attn_type *type);
+bool engine_is_integer(PyArrayObject *array);
+int engine_is_masked(PyObject *object);
+PyArrayObject *engine_array(struct engine *e, const char *name, PyObject *object);
+PyArrayObject *engine_cast(struct engine *e, PyArrayObject *array, int type_num);
+PyArrayObject *engine_to_compute(struct engine *e, PyArrayObject *array);
+PyArrayObject *engine_numbers(struct engine *e, const char *name, PyArrayObject *array);
+bool engine_common_type(struct engine *e, const char *const *names, PyArrayObject **arrays, Py_ssize_t n);
+PyArray_Descr *engine_descr(enum attn_type type);
+
+/* engine_shapes.c: where an element is */
+PyObject *engine_tuple(int n, const int64_t *numbers);
+bool engine_shape_error(const char *name, PyArrayObject *array, const char *format, ...);
+bool engine_join_batch(struct engine *e, const char *name, int ndim, const npy_intp *shape);
+bool engine_finish_batch(struct engine *e);
+bool engine_core_sizes(struct engine *e, const char *name, const char *core, PyArrayObject *array);
+void engine_tensor(const struct engine *e, const char *core, PyArrayObject *array, struct attn_tensor *tensor);
+bool engine_broadcast(struct engine *e, const struct engine_operand *operand, PyArrayObject *array, struct attn_tensor *tensor);
+bool engine_product(const char *name, int n, const int64_t *factors, int64_t each, int64_t *product);
+
+/* engine_operands.c: operands other than data */
+bool engine_take(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor);
+PyArrayObject *engine_integers(struct engine *e, const char *name, PyObject *object);
+bool engine_warn_of_zeros_and_ones(const char *name, PyArrayObject *array);
+
+/* engine_scalars.c: numbers and flags; names are those of the arguments */
+bool engine_real(const char *name, PyObject *object, double *value);
+bool engine_finite(const char *name, PyObject *object, double *value);
+bool engine_flag(const char *name, PyObject *object, bool *value);
+bool engine_integer(const char *name, PyObject *object, int64_t *value); /* saturates */
+bool engine_window(PyObject *object, int64_t *left, int64_t *right);
+bool engine_softcap(PyObject *object, double *value);
+bool engine_dropout(PyObject *dropout_p, PyObject *dropout_key, double *p, uint32_t *key);
+
+/* engine_outputs.c */
+bool engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure);
+bool engine_result(struct engine *e, int index, int outputs, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);
+
+/* engine_call.c */
+extern const struct attn_kernels *engine_kernels; /* of the level in use */
+extern int engine_debug_blocks;
+bool engine_run(const struct engine *e, void *arguments); /* does nothing where every output is empty */
+bool engine_run_kernel(const struct attn_kernel *kernel, enum attn_type compute, void *arguments);
+
+#endif

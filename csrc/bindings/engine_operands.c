@@ -1,0 +1,194 @@
+/* engine_operands.c: operands that do not decide the dtype: masks, biases, numbers per head, lengths and offsets. */
+#include "engine.h"
+
+#include <string.h>
+
+/* Beyond every position that can occur, and far enough from the ends of 64 bits that sums of two such numbers and a position fit. */
+static const int64_t farthest = (int64_t)1 << 61;
+
+/* A run of n elements, `stride` bytes apart, whose bits are 0, -0 or 1: how far it goes; *ones is set where a 1 was seen. */
+#define ZEROS_AND_ONES(name, uint)                                                                                        \
+    static npy_intp name(const char *data, npy_intp stride, npy_intp n, uint zero, uint minus_zero, uint one, bool *ones) \
+    {                                                                                                                     \
+        for (npy_intp i = 0; i < n;) {                                                                                    \
+            npy_intp end = i + 256 < n ? i + 256 : n, others = 0, found = 0;                                              \
+            for (; i < end; i++) {                                                                                        \
+                uint bits;                                                                                                \
+                memcpy(&bits, data + i * stride, sizeof bits);                                                            \
+                found += bits == one;                                                                                     \
+                others += (bits != one) & (bits != zero) & (bits != minus_zero);                                          \
+            }                                                                                                             \
+            *ones |= found > 0;                                                                                           \
+            if (others > 0)                                                                                               \
+                return -1;                                                                                                \
+        }                                                                                                                 \
+        return n;                                                                                                         \
+    }
+ZEROS_AND_ONES(zeros_and_ones_16, uint16_t)
+ZEROS_AND_ONES(zeros_and_ones_32, uint32_t)
+ZEROS_AND_ONES(zeros_and_ones_64, uint64_t)
+#undef ZEROS_AND_ONES
+
+/* The same over the axes from `axis` on; false at the first other value. Axes of stride 0 are walked once. */
+static bool
+scan(PyArrayObject *array, enum attn_type type, int axis, const char *data, bool *ones)
+{
+    static const uint16_t one_16[] = {[ATTN_FLOAT16] = 0x3c00, [ATTN_BFLOAT16] = 0x3f80};
+    int ndim = PyArray_NDIM(array);
+    bool swapped = PyArray_ISBYTESWAPPED(array);
+    npy_intp n = ndim == 0 ? 1 : PyArray_DIM(array, axis), stride = ndim == 0 ? 0 : PyArray_STRIDE(array, axis);
+    if (stride == 0 && n > 1)
+        n = 1;
+    if (axis + 1 < ndim) {
+        for (npy_intp i = 0; i < n; i++)
+            if (!scan(array, type, axis + 1, data + i * stride, ones))
+                return false;
+        return true;
+    }
+    if (type == ATTN_FLOAT32)
+        return zeros_and_ones_32(data, stride, n, 0, swapped ? 0x80 : 0x80000000, swapped ? 0x803f : 0x3f800000, ones) == n;
+    if (type == ATTN_FLOAT64) {
+        uint64_t minus_zero = (uint64_t)1 << 63, one = 0x3ff0000000000000;
+        return zeros_and_ones_64(data, stride, n, 0, swapped ? __builtin_bswap64(minus_zero) : minus_zero, swapped ? __builtin_bswap64(one) : one,
+                                 ones) == n;
+    }
+    return zeros_and_ones_16(data, stride, n, 0, swapped ? 0x80 : 0x8000, swapped ? __builtin_bswap16(one_16[type]) : one_16[type], ones) == n;
+}
+
+/* A floating mask of zeros and ones is nearly always a bool mask that lost its dtype. Two levels up is the line that called the face. */
+bool
+engine_warn_of_zeros_and_ones(const char *name, PyArrayObject *array)
+{
+    enum attn_type type;
+    bool ones = false;
+    if (PyArray_SIZE(array) == 0 || !engine_stored_type(array, &type) || type == ATTN_BOOL || !scan(array, type, 0, PyArray_BYTES(array), &ones) ||
+        !ones)
+        return true;
+    char text[160];
+    PyOS_snprintf(text, sizeof text, "%s is floating and holds only 0 and 1: it is added to the scores; to hide keys use .astype(bool)", name);
+    return PyErr_WarnEx(PyExc_UserWarning, text, 2) == 0;
+}
+
+static bool
+take_mask(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
+{
+    enum attn_type type;
+    PyArrayObject *array = engine_array(e, operand->name, object);
+    if (!array)
+        return false;
+    if (operand->kind == ENGINE_ADDED) {
+        if (!(array = engine_numbers(e, operand->name, array)))
+            return false;
+    } else if (!engine_stored_type(array, &type)) {
+        const char *advice = engine_is_integer(array) ? ": use .astype(bool)" : "";
+        PyErr_Format(PyExc_TypeError, "%s has dtype %S; it must be bool (True = attend) or floating (added)%s", operand->name, PyArray_DESCR(array),
+                     advice);
+        return false;
+    }
+    if (!engine_broadcast(e, operand, array, tensor))
+        return false;
+    e->input[e->inputs++] = array;
+    return operand->kind == ENGINE_ADDED || engine_warn_of_zeros_and_ones(operand->name, array);
+}
+
+static bool
+take_per_head(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
+{
+    PyArrayObject *array = engine_array(e, operand->name, object);
+    if (!array || !(array = engine_numbers(e, operand->name, array)) || !(array = engine_to_compute(e, array)))
+        return false;
+    e->input[e->inputs++] = array;
+    return engine_broadcast(e, operand, array, tensor);
+}
+
+/* One Python integer; beyond 64 bits the nearest that they hold. */
+static bool
+saturated(const char *name, PyObject *object, int64_t *value)
+{
+    int overflow = 0;
+    PyObject *number = PyBool_Check(object) ? NULL : PyNumber_Index(object);
+    if (!number) {
+        PyErr_Format(PyExc_TypeError, "%s must hold integers, not %R", name, object);
+        return false;
+    }
+    *value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    Py_DECREF(number);
+    if (overflow)
+        *value = overflow > 0 ? INT64_MAX : INT64_MIN;
+    return *value != -1 || !PyErr_Occurred();
+}
+
+/* Python integers beyond 64 bits come as objects. */
+static bool
+integers_from_objects(const char *name, PyArrayObject *objects, int64_t *to)
+{
+    PyObject *flat = PyArray_Ravel(objects, NPY_CORDER), *list = flat ? PyArray_ToList((PyArrayObject *)flat) : NULL;
+    bool right = list != NULL;
+    for (npy_intp i = 0; right && i < PyArray_SIZE(objects); i++)
+        right = saturated(name, PyList_GetItem(list, i), &to[i]);
+    Py_XDECREF(flat);
+    Py_XDECREF(list);
+    return right;
+}
+
+/* A private, C-contiguous, native int64 array. Numbers beyond 64 bits saturate; bools and floats are refused. */
+PyArrayObject *
+engine_integers(struct engine *e, const char *name, PyObject *object)
+{
+    PyArrayObject *array = engine_array(e, name, object);
+    if (!array)
+        return NULL;
+    int type = PyArray_DESCR(array)->type_num;
+    bool empty_list = PyArray_SIZE(array) == 0 && !PyArray_Check(object);
+    if (!PyTypeNum_ISINTEGER(type) && type != NPY_OBJECT && !empty_list) {
+        PyErr_Format(PyExc_TypeError, "%s has dtype %S; it must hold integers", name, PyArray_DESCR(array));
+        return NULL;
+    }
+    PyArrayObject *copy = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(array), PyArray_DIMS(array), NPY_INT64);
+    if (!engine_hold(e, copy))
+        return NULL;
+    int64_t *to = PyArray_DATA(copy);
+    if (type == NPY_OBJECT)
+        return integers_from_objects(name, array, to) ? copy : NULL;
+    if (PyArray_CopyInto(copy, array) < 0)
+        return NULL;
+    if (PyTypeNum_ISUNSIGNED(type) && PyArray_ITEMSIZE(array) == 8)
+        for (npy_intp i = 0; i < PyArray_SIZE(copy); i++)
+            if (to[i] < 0)
+                to[i] = INT64_MAX;
+    return copy;
+}
+
+/* Lengths must lie within their axis; offsets are cut where they are far beyond every position. */
+static bool
+take_integers(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
+{
+    PyArrayObject *array = engine_integers(e, operand->name, object);
+    if (!array || !engine_broadcast(e, operand, array, tensor))
+        return false;
+    int64_t *number = PyArray_DATA(array), highest = operand->kind == ENGINE_LENGTHS ? *engine_size(e, operand->bound) : 0;
+    for (npy_intp i = 0; i < PyArray_SIZE(array); i++)
+        if (operand->kind == ENGINE_OFFSETS)
+            number[i] = attn_max(-farthest, attn_min(number[i], farthest));
+        else if (number[i] < 0 || number[i] > highest) {
+            PyErr_Format(PyExc_ValueError, "%s holds %lld; each must be in 0 ... %lld", operand->name, (long long)number[i], (long long)highest);
+            return false;
+        }
+    tensor->type = ATTN_INT64;
+    return true;
+}
+
+/* Converts and checks an operand that was given. */
+bool
+engine_take(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
+{
+    switch (operand->kind) {
+    case ENGINE_MASK:
+    case ENGINE_ADDED:
+        return take_mask(e, operand, object, tensor);
+    case ENGINE_PER_HEAD:
+        return take_per_head(e, operand, object, tensor);
+    default:
+        return take_integers(e, operand, object, tensor);
+    }
+}

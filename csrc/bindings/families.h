@@ -1,0 +1,22 @@
+/* families.h: what each file of this floor offers to module.c. */
+#ifndef ATTN_FAMILIES_H
+#define ATTN_FAMILIES_H
+
+#include "engine.h"
+
+/* Python methods, ended by an empty one, and the functions among them that have operands, ended by NULL. */
+struct family {
+    PyMethodDef *methods;
+    const struct engine_function *const *functions;
+};
+
+extern const struct family attn_softmax_family, attn_attention_family, attn_merge_family, attn_thread_family, attn_probe_family;
+
+/* level.c: the instruction-set level and the environment, read at import */
+bool level_choose(void);
+const char *level_in_use(void);
+PyObject *level_config(void);
+
+#define FAST_METHOD(name, function) {name, (PyCFunction)(void (*)(void))(function), METH_FASTCALL, NULL}
+
+#endif
