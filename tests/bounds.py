@@ -1,25 +1,32 @@
-"""What each function's results must be, and how far off they may be: the section Accuracy of the documentation, written out.
+"""What each function's results must be, and how far off they may be.
 
 For every function a list of Expected. u unit roundoff, r_d = E, r_n = 64 + ceil(S / 64); S_i, A_i as in oracle.py.
 """
 
 import math
 
-import attnpy
 import numpy as np
 import oracle
 from numerics import ORACLE_ERRS, Expected, tiny, unit, wider
+
+import attnpy
 
 LANES = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
 
 
 def attention_compute(arguments):
-    return oracle.compute_type(*(np.asarray(arguments[name]) for name in ("query", "key", "value") if name in arguments))
+    return oracle.compute_type(
+        *(np.asarray(arguments[name]) for name in ("query", "key", "value") if name in arguments)
+    )
 
 
 def _cap(compute, reach, E, S):
     """u (8 + 2 r_n + 2 (r_d + 3) S_i): what a weight may be off, as a share of itself."""
-    return unit(compute) * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach) * (ORACLE_ERRS if compute == np.float64 else 1)
+    return (
+        unit(compute)
+        * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach)
+        * (ORACLE_ERRS if compute == np.float64 else 1)
+    )
 
 
 def _exact(function, compute, arguments, exact):
@@ -43,7 +50,10 @@ def scaled_dot_product_attention(arguments):
     results = [Expected("output", wanted[0], cap, plain and plain.output, 2 * u * largest)]
     if with_lse:
         finite = np.where(np.isfinite(exact.lse), np.abs(exact.lse), 0).astype(np.float64)
-        cap = u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * (ORACLE_ERRS if compute == np.float64 else 1) + u * finite
+        cap = (
+            u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * (ORACLE_ERRS if compute == np.float64 else 1)
+            + u * finite
+        )
         results.append(Expected("lse", wanted[1], cap, plain and plain.lse, 2 * u * max(1, finite.max(initial=0))))
     return results
 
@@ -85,10 +95,22 @@ def merge_attention(arguments):
     scale = ORACLE_ERRS if compute == np.float64 else 1
     cap = u * (8 + 2 * parts + 6 * reach) * scale
     finite = np.where(np.isfinite(merged[1]), np.abs(merged[1]), 0).astype(np.float64)
-    plain = oracle.merge(np.float32, outputs, lses) if all(np.asarray(x).dtype == np.float32 for x in outputs) else (None, None)
+    plain = (
+        oracle.merge(np.float32, outputs, lses)
+        if all(np.asarray(x).dtype == np.float32 for x in outputs)
+        else (None, None)
+    )
     return [
-        Expected("output", wanted[0], cap[..., None] * merged[2] + tiny(compute), plain[0], 2 * u * merged[2].max(initial=0)),
-        Expected("lse", wanted[1], u * (8 + parts + 6 * reach) * scale + u * finite, plain[1], 2 * u * max(1, finite.max(initial=0))),
+        Expected(
+            "output", wanted[0], cap[..., None] * merged[2] + tiny(compute), plain[0], 2 * u * merged[2].max(initial=0)
+        ),
+        Expected(
+            "lse",
+            wanted[1],
+            u * (8 + parts + 6 * reach) * scale + u * finite,
+            plain[1],
+            2 * u * max(1, finite.max(initial=0)),
+        ),
     ]
 
 
@@ -96,7 +118,7 @@ def dropout_mask(arguments):
     """1 / (1 - p), rounded once."""
     wanted = attnpy.reference.dropout_mask(**{**arguments, "dtype": np.float64})
     kind = np.dtype(arguments["dtype"])
-    if kind == bool:
+    if kind.kind == "b":
         return [Expected("mask", attnpy.reference.dropout_mask(**arguments).astype(np.float64), np.zeros(()))]
     return [Expected("mask", wanted, (2.0**-53 if kind == np.float64 else 2.0**-24) * wanted)]
 
@@ -148,4 +170,6 @@ def _finite(x):
 
 
 def _all_float32(arguments):
-    return all(np.asarray(arguments[name]).dtype == np.float32 for name in ("query", "key", "value") if name in arguments)
+    return all(
+        np.asarray(arguments[name]).dtype == np.float32 for name in ("query", "key", "value") if name in arguments
+    )

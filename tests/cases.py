@@ -1,4 +1,4 @@
-"""One row per public function: how to make its inputs, what hides elements, what its results must be, what it must refuse.
+"""One row per public function: how to make its inputs, what hides elements, what its results must be, what it refuses.
 
 The laws of laws.py run over these rows. To add a function, add a row.
 """
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import attnpy
 import bounds
 import ml_dtypes
-import numpy as np
 import numerics
+import numpy as np
 import oracle
 import refusals
+
+import attnpy
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -52,15 +53,14 @@ class Call:
 
 
 class Row(NamedTuple):
-    """make(shape, dtype, option, seed) → Call. `shapes` × `options` × `dtypes` are the cases; `heavy` are for several threads."""
+    """make(shape, dtype, option, seed) → Call. The cases are `shapes` × `options` × `dtypes`."""
 
     make: Callable | None = None
     shapes: Sequence = ()
     options: Sequence[str] = ("plain",)
     dtypes: Sequence[str] = tuple(DTYPES)
     heavy: Sequence = ()  # (shape, option): enough work for a second thread
-    batched: Sequence[str] = ()  # arguments with batch axes in front
-    core: int = 0  # axes of a result behind the batch axes
+    batched: bool = False  # results have batch axes in front, whose elements do not know of each other
     outs: bool = True  # takes out=
     refused: Sequence = ()  # refusals.Refusal
 
@@ -95,7 +95,8 @@ class Size(NamedTuple):
         return f"{'x'.join(map(str, self.batch)) or '-'}/H{self.H}G{self.G}L{self.L}S{self.S}E{self.E}D{self.D}"
 
 
-# Dimensions differ from one another, so that no mix-up goes unseen; 63 … 65 and 127 … 129 lie about the blocks of 64, 1031 crosses the split at 1024.
+# Dimensions differ from one another, so that no mix-up goes unseen; 63 … 65 and 127 … 129 lie about the blocks of 64,
+# 1031 crosses the split at 1024.
 ATTENTION_SHAPES = [
     Size((), 1, 1, 1, 1, 1, 1),
     Size((2, 3), 10, 5, 7, 11, 13, 17),
@@ -124,8 +125,8 @@ ATTENTION_HEAVY = [
     (Size((), 8, 1, 5, 3001, 16, 16), "sinks"),
 ]
 ATTENTION_OPTIONS = (
-    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap", "alibi", "sinks", "lengths",
-    "scale", "broadcast", "together",
+    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap", "alibi",
+    "sinks", "lengths", "scale", "broadcast", "together",
 )  # fmt: skip
 
 
@@ -228,7 +229,20 @@ def attention_hidden(arguments):
 
 # --- softmax
 
-SOFTMAX_SHAPES = [(1,), (7,), (63, 64), (3, 5, 257), (2, 65), (2, 127, 3), (1031,), (5, 2049), (0, 4), (4, 0), (2, 0, 3), (3, 16385)]
+SOFTMAX_SHAPES = [
+    (1,),
+    (7,),
+    (63, 64),
+    (3, 5, 257),
+    (2, 65),
+    (2, 127, 3),
+    (1031,),
+    (5, 2049),
+    (0, 4),
+    (4, 0),
+    (2, 0, 3),
+    (3, 16385),
+]
 SOFTMAX_OPTIONS = ("plain", "where", "first_axis", "two_axes", "wide")
 
 
@@ -257,6 +271,8 @@ def _softmax(function):
 
 MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
 
+DROPOUT_SHAPES = [(1, 1), (3, 5), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)]
+
 
 def _merge(shape, dtype, option="plain", seed=0):
     """(parts, ..., rows, D)"""
@@ -267,47 +283,50 @@ def _merge(shape, dtype, option="plain", seed=0):
         lses[:, ..., :1] = -np.inf
     outputs = rng.normal(size=shape).astype(DTYPES[dtype])
     hidden = np.broadcast_to((lses == -np.inf)[..., None], shape)
-    return Call("merge_attention", {"outputs": outputs, "lses": lses}, named(shape, dtype, option, seed), {"outputs": hidden})
+    return Call(
+        "merge_attention", {"outputs": outputs, "lses": lses}, named(shape, dtype, option, seed), {"outputs": hidden}
+    )
 
 
 def _dropout(shape, dtype, option="plain", seed=0):
-    given = {"shape": shape, "dropout_p": 0.25 if option == "plain" else 0.9, "key": attnpy.DropoutKey([1, 2, 3, seed]), "dtype": DTYPES.get(dtype, bool)}
+    given = {
+        "shape": shape,
+        "dropout_p": 0.25 if option == "plain" else 0.9,
+        "key": attnpy.DropoutKey([1, 2, 3, seed]),
+        "dtype": DTYPES.get(dtype, bool),
+    }
     return Call("dropout_mask", given, named(shape, dtype, option, seed))
 
 
+SOFTMAX_HEAVY = [((301, 1031), "where"), ((257, 513), "first_axis")]
+
+
+def softmax_row(function, refused):
+    return Row(_softmax(function), SOFTMAX_SHAPES, SOFTMAX_OPTIONS, heavy=SOFTMAX_HEAVY, batched=True, refused=refused)
+
+
+def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
+    make = _attention(function, operands)
+    return Row(make, ATTENTION_SHAPES, ATTENTION_OPTIONS + options, heavy=heavy, batched=True, refused=refused)
+
+
 CASES = {
-    "scaled_dot_product_attention": Row(
-        make=_attention("scaled_dot_product_attention", ("query", "key", "value")), shapes=ATTENTION_SHAPES,
-        options=(*ATTENTION_OPTIONS, "dropout"), heavy=[*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
-        batched=("query", "key", "value"), core=3, refused=refusals.FORWARD,
+    "scaled_dot_product_attention": attention_row(
+        "scaled_dot_product_attention", ("query", "key", "value"), ("dropout",), refusals.FORWARD,
+        [*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
     ),
-    "attention_weights": Row(
-        make=_attention("attention_weights", ("query", "key")), shapes=ATTENTION_SHAPES, options=(*ATTENTION_OPTIONS, "rows"),
-        heavy=ATTENTION_HEAVY, batched=("query", "key"), core=3, refused=refusals.WEIGHTS,
-    ),
-    "attention_received": Row(
-        make=_attention("attention_received", ("query", "key")), shapes=ATTENTION_SHAPES, options=ATTENTION_OPTIONS,
-        heavy=ATTENTION_HEAVY, batched=("query", "key"), core=2, refused=refusals.RECEIVED,
-    ),
+    "attention_weights": attention_row("attention_weights", ("query", "key"), ("rows",), refusals.WEIGHTS),
+    "attention_received": attention_row("attention_received", ("query", "key"), (), refusals.RECEIVED),
     "merge_attention": Row(
-        make=_merge, shapes=MERGE_SHAPES, options=("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE,
+        _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
     ),
     "dropout_mask": Row(
-        make=_dropout, shapes=[(1, 1), (3, 5), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)], options=("plain", "most"), dtypes=(*DTYPES, "bool"),
-        heavy=[((2, 3, 129, 257), "plain")], outs=False, refused=refusals.DROPOUT_MASK,
+        _dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],
+        outs=False, refused=refusals.DROPOUT_MASK,
     ),
-    "softmax": Row(
-        make=_softmax("softmax"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
-        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=1, refused=refusals.SOFTMAX,
-    ),
-    "log_softmax": Row(
-        make=_softmax("log_softmax"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
-        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=1, refused=refusals.SOFTMAX,
-    ),
-    "logsumexp": Row(
-        make=_softmax("logsumexp"), shapes=SOFTMAX_SHAPES, options=SOFTMAX_OPTIONS,
-        heavy=[((301, 1031), "where"), ((257, 513), "first_axis")], batched=("x",), core=0, refused=refusals.LOGSUMEXP,
-    ),
+    "softmax": softmax_row("softmax", refusals.SOFTMAX),
+    "log_softmax": softmax_row("log_softmax", refusals.SOFTMAX),
+    "logsumexp": softmax_row("logsumexp", refusals.LOGSUMEXP),
     # Functions without arrays: only what they refuse.
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),

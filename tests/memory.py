@@ -1,4 +1,4 @@
-"""Arrays in memory that hurts: beside pages that may not be touched, unaligned, reversed, far apart, mapped from a file."""
+"""Arrays in memory that hurts: beside guard pages, unaligned, reversed, far apart, mapped from a file."""
 
 import ctypes
 import mmap
@@ -17,7 +17,7 @@ libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def guarded_bytes(count, side):
-    """`count` bytes that end at ("end") or begin behind ("start") a page without access; pages on both sides are guarded."""
+    """`count` bytes that end at ("end") or begin behind ("start") a page without access."""
     inner = max(1, -(-count // PAGE)) * PAGE
     address = libc.mmap(None, inner + 2 * PAGE, PROT_READ_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):

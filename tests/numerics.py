@@ -1,8 +1,9 @@
 """The one accuracy assertion.
 
-A result R of the oracle, a cap on the error of each element, made from the input's own scores and magnitudes, and, for float32, NumPy's own float32
-formula, whose largest error may be exceeded at most twofold. The worst share of the cap seen for each function, dtype and CPU level is kept in
-accuracy.json and may grow fourfold at the most; ATTNPY_RECORD_ACCURACY=1 and a run of all tests writes the file anew.
+A result of the oracle, a cap on the error of each element, made from the input's own scores and magnitudes, and, for
+float32, NumPy's own float32 formula, whose largest error may be exceeded at most twofold. The worst share of the cap
+seen for each function, dtype and CPU level is kept in accuracy.json and may grow fourfold at the most: run all tests
+with ATTNPY_RECORD_ACCURACY=1 to write the file anew.
 """
 
 import json
@@ -102,8 +103,8 @@ def _compare_with_numpy(got, error, expected, where):
     allowed = 2 * theirs.max() + expected.slack
     at = np.unravel_index(np.argmax(error), error.shape)
     assert error[at] <= allowed, (
-        f"{where}: worst at {tuple(map(int, at))}: got {got[at]!r}, wanted {expected.wanted[at]!r}: error {error[at]:.3g}; "
-        f"NumPy's float32 formula errs by {theirs.max():.3g}, twice that and {expected.slack:.3g} are allowed"
+        f"{where}: worst at {tuple(map(int, at))}: got {got[at]!r}, wanted {expected.wanted[at]!r}: "
+        f"error {error[at]:.3g}; NumPy's float32 formula errs by {theirs.max():.3g}, twice that and {expected.slack:.3g} are allowed"
     )
 
 
@@ -122,7 +123,9 @@ def save():
 def same_bits(got, wanted, label):
     """Equal shape, dtype and bits; any NaN equals any other."""
     got, wanted = np.asarray(got), np.asarray(wanted)
-    assert got.dtype == wanted.dtype and got.shape == wanted.shape, f"{label}: {got.dtype}{got.shape}, wanted {wanted.dtype}{wanted.shape}"
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape, (
+        f"{label}: {got.dtype}{got.shape}, wanted {wanted.dtype}{wanted.shape}"
+    )
     if got.size == 0:
         return
     word = np.dtype(f"u{got.itemsize}")
@@ -132,4 +135,6 @@ def same_bits(got, wanted, label):
     if differ.any():
         at = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(differ)))
         first = (np.atleast_1d(got)[at], np.atleast_1d(wanted)[at])
-        raise AssertionError(f"{label}: {differ.sum()} of {differ.size} elements differ; at {at} got {first[0]!r}, wanted {first[1]!r}")
+        raise AssertionError(
+            f"{label}: {differ.sum()} of {differ.size} elements differ; at {at} got {first[0]!r}, wanted {first[1]!r}"
+        )

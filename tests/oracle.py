@@ -1,14 +1,15 @@
 """The formulas in any floating type, one head at a time.
 
-In np.longdouble they are the oracle of float64 results, in np.float32 they are NumPy's own float32 formula, in float64 a second opinion on
-attnpy.reference. Beside each result stand the sums of magnitudes that numerics.py makes its bounds of.
+In np.longdouble they are the oracle of float64 results, in np.float32 they are NumPy's own float32 formula, in float64
+a second opinion on attnpy.reference. Beside each result stand the magnitudes that bounds.py makes its bounds of.
 """
 
 import math
 from typing import NamedTuple
 
-import attnpy
 import numpy as np
+
+import attnpy
 
 ADDITIVE = ("bias", "attn_mask")
 
@@ -81,7 +82,11 @@ def attention(real, arguments):
     stored = compute_type(*(np.asarray(x) for x in (query, key, value) if x is not None))
     visible = visible_keys(arguments)
     query, key, value = (
-        None if x is None else np.broadcast_to(w := in_type(real, stored, x).reshape((-1,) * (np.ndim(x) < 3) + np.shape(x)), (*batch, *w.shape[-3:]))
+        None
+        if x is None
+        else np.broadcast_to(
+            w := in_type(real, stored, x).reshape((-1,) * (np.ndim(x) < 3) + np.shape(x)), (*batch, *w.shape[-3:])
+        )
         for x in (query, key, value)
     )
     added = [
@@ -106,8 +111,12 @@ def attention(real, arguments):
             terms.append(-slopes[index] * np.abs(_distance(arguments, batch, index[:-1], L, S)).astype(real))
         sink = real(-np.inf) if sinks is None else sinks[index]
         if arguments.get("query_lengths") is not None:
-            sink = np.where(np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf))
-        p, lse[index], reach[index] = _head(real, query[index], key[shared], visible[index], terms, scale, softcap, sink)
+            sink = np.where(
+                np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf)
+            )
+        p, lse[index], reach[index] = _head(
+            real, query[index], key[shared], visible[index], terms, scale, softcap, sink
+        )
         weights[index] = p
         if value is not None:
             v = value[shared]

@@ -3,9 +3,10 @@
 import contextlib
 from typing import NamedTuple
 
-import attnpy
 import ml_dtypes
 import numpy as np
+
+import attnpy
 
 
 class Refusal(NamedTuple):
@@ -65,7 +66,11 @@ def _typed(name, good):
         ({name: good.astype("U3")}, TypeError, name),
         ({name: good.astype(np.longdouble)}, TypeError, name),
         ({name: good.astype("M8[s]")}, TypeError, name),
-        ({name: np.ma.masked_array(good, np.zeros(shape, bool))}, TypeError, f"{name}.*MaskedArray|MaskedArray.*{name}"),
+        (
+            {name: np.ma.masked_array(good, np.zeros(shape, bool))},
+            TypeError,
+            f"{name}.*MaskedArray|MaskedArray.*{name}",
+        ),
         ({name: Text()}, TypeError, name),
     ]
 
@@ -213,7 +218,9 @@ _SOFTMAX = [
 ]
 SOFTMAX = of({"x": X}, *_SOFTMAX, *_out(3, 4, 5))
 LOGSUMEXP = of({"x": X}, *_SOFTMAX, *_out(3, 4))
-DROPOUT_KEY = of({}, ({"rng": 5}, TypeError, "rng"), ({"rng": KEY}, TypeError, "rng"), ({"rng": None}, TypeError, "rng"))
+DROPOUT_KEY = of(
+    {}, ({"rng": 5}, TypeError, "rng"), ({"rng": KEY}, TypeError, "rng"), ({"rng": None}, TypeError, "rng")
+)
 DROPOUT_KEY_TYPE = of(
     {},
     ({"key": -1}, ValueError, "key"),

@@ -1,0 +1,381 @@
+"""What holds for every public function. A law takes a Call of cases.py; test_laws.py says for which rows and cases.
+
+Laws compare bits: two ways to ask for the same thing are the same operations in the same order.
+"""
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+
+import memory
+import numpy as np
+from numerics import same_bits
+from oracle import visible_keys
+
+import attnpy
+
+POISON = {"NaN": np.nan, "-NaN": -np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 1e30}
+FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW = 0x1 | 0x4 | 0x8 | 0x10  # of x86's fenv.h
+OFFSETS = (0, 8, 64, -8)  # bytes between an input and the out= that overlaps it
+
+
+def same_results(call, got, wanted, note):
+    assert len(got) == len(wanted), f"{call.function} {call.label} {note}: {len(got)} results, wanted {len(wanted)}"
+    for n, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        same_bits(ours, theirs, f"{call.function} {call.label} {note}, result {n}")
+
+
+# --- layouts
+
+
+def any_layout(call, folder=None):
+    """Each operand in every layout, and all of them at once."""
+    wanted = call()
+    together = {}
+    for name, array in call.arrays.items():
+        for layout, other in memory.layouts(array, folder):
+            same_bits(other.astype(array.dtype), array, f"{layout} of {name}: the test's own copy")
+            together.setdefault(layout, {})[name] = other
+            same_results(call, call(**{name: other}), wanted, f"{layout} {name}")
+    for layout, others in together.items():
+        same_results(call, call(**others), wanted, f"{layout} everywhere")
+
+
+def stride_zero(call):
+    """Operands broadcast along each axis, by stride 0."""
+    for name, array in call.arrays.items():
+        for axis in range(array.ndim):
+            if array.shape[axis] < 2:
+                continue
+            view = np.broadcast_to(array.take([0], axis), array.shape)
+            same_results(
+                call, call(**{name: view}), call(**{name: view.copy()}), f"{name} with stride 0 along axis {axis}"
+            )
+
+
+# --- hidden elements
+
+
+def poison(call):
+    """Nothing that is hidden changes a bit, whatever is stored there."""
+    wanted = call()
+    for poisoned, value in POISON.items():
+        changes = {}
+        for name, hidden in call.hidden.items():
+            array = call.arguments[name].copy()
+            with np.errstate(over="ignore"):
+                array[hidden] = array.dtype.type(value)
+            changes[name] = array
+            same_results(call, call(**{name: array}), wanted, f"{poisoned} in hidden places of {name}")
+        same_results(call, call(**changes), wanted, f"{poisoned} in hidden places of everything")
+
+
+def poisoned_key(call, position):
+    """One key that some rows see and others do not: those that do not keep their bits.
+
+    The others show the NaN, and where it is in the value, in its own column only.
+    """
+    visible = visible_keys(call.arguments)[..., position]  # (..., H, L)
+    wanted = call()
+    for poisoned, value in POISON.items():
+        for name in ("key", "value"):
+            if name not in call.arguments:
+                continue
+            array = call.arguments[name].copy()
+            column = slice(None) if name == "key" else slice(0, 1)
+            with np.errstate(over="ignore"):
+                array[..., position, column] = array.dtype.type(value)
+            got = call(**{name: array})
+            note = f"{poisoned} in {name} {position}"
+            if call.function == "attention_received":
+                hidden = ~visible.any(-1)
+                same_bits(got[0][hidden], wanted[0][hidden], f"{call.label} {note}: heads that do not see it")
+                continue
+            for ours, theirs in zip(got, wanted, strict=True):
+                same_bits(
+                    ours[~visible], theirs[~visible], f"{call.function} {call.label} {note}: rows that do not see it"
+                )
+            if name == "value":
+                same_bits(got[0][..., 1:], wanted[0][..., 1:], f"{call.function} {call.label} {note}: other columns")
+            if np.isnan(value):
+                seen = got[0][visible] if name == "key" else got[0][visible][..., 0]
+                assert np.isnan(seen.astype(np.float64)).all(), (
+                    f"{call.function} {call.label} {note}: rows that see it must be NaN"
+                )
+
+
+def guard_pages(call):
+    """Operands and outputs that end at, or begin behind, a page without access: touching it ends the process."""
+    wanted = call()
+    for side in ("end", "start"):
+        for gap in (0, 3):
+            for typed in (lambda x: x, lambda x: x if memory.swapped_bytes(x) is None else memory.swapped_bytes(x)):
+                arrays = {name: memory.guarded(typed(x), side, gap) for name, x in call.arrays.items()}
+                same_results(call, call(**arrays), wanted, f"guard pages at the {side}, gap {gap}")
+            if "dtype" not in call.arguments:
+                out = outs_like(wanted, lambda x: memory.guarded(x, side, gap))  # noqa: B023
+                call(**arrays, out=out)
+                same_results(
+                    call, out if isinstance(out, tuple) else (out,), wanted, f"guarded out at the {side}, gap {gap}"
+                )
+
+
+# --- out=
+
+
+def outs_like(results, place):
+    """out= for these results: arrays made by `place`, filled with NaN (bool: True)."""
+    outs = []
+    for result in results:
+        out = place(np.asarray(result))
+        out[...] = True if out.dtype == bool else np.nan
+        outs.append(out)
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def out_given(call):
+    """A poisoned out= of any strides is filled and returned itself."""
+    wanted = call()
+    places = {
+        "plain": np.copy, "stepped": memory.stepped, "unaligned": memory.unaligned, "rows far apart": memory.far_apart,
+        "Fortran": np.copy if not np.ndim(wanted[0]) else lambda x: np.asfortranarray(x).copy("F"),
+        "reversed": lambda x: x[(slice(None, None, -1),) * x.ndim].copy()[(slice(None, None, -1),) * x.ndim],
+    }  # fmt: skip
+    for name, place in places.items():
+        out = outs_like(wanted, place)
+        around = [] if isinstance(out, tuple) or out.base is None or name != "stepped" else [out.base.copy()]
+        got = call(out=out)
+        for n, (ours, given) in enumerate(zip(got, out if isinstance(out, tuple) else (out,), strict=True)):
+            assert ours is given, (
+                f"{call.function} {call.label}: out ({name}), result {n} is not the array that was given"
+            )
+        same_results(call, got, wanted, f"out, {name}")
+        for before in around:
+            between = np.ones(before.shape, bool)
+            between[(slice(None, None, 2),) * before.ndim] = False
+            same_bits(
+                out.base[between],
+                before[between],
+                f"{call.function} {call.label}: what lies between the elements of out",
+            )
+    if len(wanted) > 1:
+        for given in range(len(wanted)):
+            out = tuple(np.full_like(x, np.nan) if n == given else None for n, x in enumerate(wanted))
+            got = call(out=out)
+            assert got[given] is out[given], (
+                f"{call.function} {call.label}: out[{given}] is not the array that was given"
+            )
+            same_results(call, got, wanted, f"out[{given}] only")
+
+
+def out_over_input(call):
+    """out= on the memory of each input: at the same place, shifted, backwards."""
+    wanted = call()
+    for name, array in call.arrays.items():
+        for which in range(len(wanted)):
+            for offset in OFFSETS:
+                for backwards in (False, True):
+                    changes = _overlaid(wanted, which, array, offset, backwards)
+                    got = call(**{name: changes[0]}, out=changes[1])
+                    same_results(
+                        call, got, wanted, f"out {which} {offset} bytes from {name}{', backwards' * backwards}"
+                    )
+
+
+def _overlaid(results, which, array, offset, backwards):
+    """A copy of the array, and outs of which one lies over it."""
+    result = np.asarray(results[which])
+    margin = 64
+    buffer = np.zeros(max(result.nbytes, array.nbytes) + 2 * margin + 64, np.uint8)
+    first = -buffer.ctypes.data % 64 + margin
+    copy = np.ndarray(array.shape, array.dtype, buffer, first)
+    copy[...] = array
+    out = np.ndarray(result.shape, result.dtype, buffer, first + offset)
+    if backwards:
+        out = out[(slice(None, None, -1),) * out.ndim]
+    outs = tuple(out if n == which else None for n in range(len(results)))
+    return copy, outs if len(outs) > 1 else outs[0]
+
+
+def out_over_two_inputs(call):
+    """Key and value in one buffer, as a cache holds them, and the output over both."""
+    wanted = call()
+    key, value = call.arguments["key"], call.arguments["value"]
+    cache = np.concatenate([key, value], -1)
+    flat = cache.reshape(-1)
+    if flat.size < wanted[0].size:
+        flat = np.concatenate([flat, np.zeros(wanted[0].size, flat.dtype)])
+        cache = flat[: cache.size].reshape(cache.shape)
+    out = flat[: wanted[0].size].reshape(wanted[0].shape)
+    got = call(key=cache[..., : key.shape[-1]], value=cache[..., key.shape[-1] :], out=(out, None))
+    same_results(call, got, wanted, "out over a cache of keys and values")
+
+
+# --- threads, batches
+
+
+def any_threads(call):
+    """1 … 5 threads."""
+    with attnpy.num_threads(1):
+        wanted = call()
+    for threads in range(2, 6):
+        with attnpy.num_threads(threads):
+            same_results(call, call(), wanted, f"{threads} threads")
+
+
+def batch_elements(call, batch_ndim):
+    """Each batch element alone, and all in reverse order, have the bits that they have together."""
+    whole = call()
+    batch = whole[0].shape[:batch_ndim]
+
+    def part(index):
+        changes = {}
+        for name, array in call.arrays.items():
+            axes = array.ndim - _core_axes(call, name)
+            if axes > 0:
+                index_here = index[len(index) - axes :] if axes <= len(index) else index
+                changes[name] = array[tuple(i if n > 1 else 0 for i, n in zip(index_here, array.shape, strict=False))]
+        return call(**changes)
+
+    for index in np.ndindex(batch):
+        same_results(call, part(index), [x[index] for x in whole], f"batch element {index} alone")
+    if batch:
+        turned = {
+            name: np.flip(x, 0) for name, x in call.arrays.items() if x.ndim - _core_axes(call, name) == len(batch)
+        }
+        same_results(call, call(**turned), [np.flip(x, 0) for x in whole], "batch reversed")
+
+
+def _core_axes(call, name):
+    """Axes of an argument that do not belong to the batch."""
+    if name in ("query", "key", "value", "attn_mask", "bias"):
+        return 3
+    if name in ("alibi_slopes", "sinks"):
+        return 1
+    if name in ("x", "where"):
+        return 1
+    return 0 if name in ("query_lengths", "kv_lengths", "causal_offset") else call.arguments[name].ndim
+
+
+# --- refused input
+
+
+def refused(function, refusal, attempt):
+    """The named error, its text naming the argument, and no argument changed."""
+    before = {name: x.tobytes() for name, x in _arrays(refusal.change)}
+    try:
+        attempt(function, refusal.change)
+    except refusal.error as error:
+        text = str(error)
+    else:
+        raise AssertionError(f"{function}({refusal.why}) was not refused")
+    import re
+
+    assert re.search(refusal.text, text), (
+        f"{function}({refusal.why}): the error {text!r} does not match {refusal.text!r}"
+    )
+    for name, x in _arrays(refusal.change):
+        assert x.tobytes() == before[name], f"{function}({refusal.why}): {name} was changed"
+
+
+def _arrays(arguments):
+    for name, x in arguments.items():
+        for n, one in enumerate(x if isinstance(x, tuple | list) else [x]):
+            if isinstance(one, np.ndarray) and one.dtype != object:
+                yield f"{name}[{n}]", one
+
+
+# --- references, memory, flags
+
+
+def references(action, held):
+    """Reference counts of all that was passed are as before."""
+    gc.collect()
+    before = [sys.getrefcount(x) for x in held]
+    for _ in range(10):
+        action()
+    gc.collect()
+    after = [sys.getrefcount(x) for x in held]
+    assert after == before, f"reference counts {before} became {after} in 10 calls"
+
+
+def steady_memory(action, calls=1500, rounds=4):
+    """Resident memory stops growing: the last of several equal rounds adds less than a 64 byte object a call would."""
+    for _ in range(calls):
+        action()
+    grown = []
+    for _ in range(rounds):
+        before = memory.peak_pages()
+        for _ in range(calls):
+            action()
+        grown.append(memory.peak_pages() - before)
+    assert min(grown) < 32 * calls, f"{rounds} rounds of {calls} calls each added {grown} bytes"
+
+
+libm = ctypes.CDLL(None)
+
+
+def flags_untouched(call):
+    """The floating-point flags are as they were, cleared or set."""
+    for function in (libm.feclearexcept, libm.feraiseexcept):
+        call()
+        function(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
+        before = libm.fetestexcept(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
+        call()
+        after = libm.fetestexcept(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
+        libm.feclearexcept(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
+        assert after == before, f"{call.function} {call.label}: flags {before:#x} became {after:#x}"
+
+
+# --- processes and threads
+
+
+def after_fork(call):
+    """The child of a process that has used its threads computes the same bits, and both go on."""
+    import warnings
+
+    with attnpy.num_threads(2):
+        wanted = call()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python 3.12 warns of fork with threads: that is what is tested
+            child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            status = 1
+            try:
+                same_results(call, call(), wanted, "in a forked child")
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, f"{call.function} {call.label}: the forked child ended with status {status}"
+        same_results(call, call(), wanted, "in the parent after a fork")
+
+
+def many_threads(calls, threads=8, rounds=6):
+    """Calls from many Python threads at once have the bits of calls one after another."""
+    wanted = [call() for call in calls]
+    failures, barrier = [], threading.Barrier(threads)
+
+    def work(first):
+        barrier.wait()
+        for n in range(rounds * len(calls)):
+            call = calls[(first + n) % len(calls)]
+            try:
+                same_results(call, call(), wanted[(first + n) % len(calls)], "among other threads")
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    team = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    if failures:
+        raise failures[0]
