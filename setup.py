@@ -71,7 +71,7 @@ class ParallelBuild(build_ext):
 
         def compile_parallel(sources, **options):
             longest_first = sorted(sources, key=lambda name: "/isa/" not in name)
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 built = dict(zip(longest_first, pool.map(lambda name: compile_all([name], **options), longest_first)))
             return [name for source in sources for name in built[source]]
 
