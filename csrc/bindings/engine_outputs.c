@@ -129,7 +129,7 @@ check_given(const char *name, PyObject *out, enum attn_type type, int ndim, cons
     }
     int masked = PyArray_CheckExact(out) ? 0 : engine_is_masked(out);
     if (masked > 0)
-        PyErr_Format(PyExc_TypeError, "%s is a masked array, whose mask would be ignored: pass its data", name);
+        PyErr_Format(PyExc_TypeError, "%s is a MaskedArray, whose mask would be ignored: pass its data", name);
     if (masked != 0)
         return false;
     PyArrayObject *array = (PyArrayObject *)out;

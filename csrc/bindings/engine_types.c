@@ -107,7 +107,7 @@ engine_array(struct engine *e, const char *name, PyObject *object)
     }
     int masked = engine_is_masked(object);
     if (masked > 0)
-        PyErr_Format(PyExc_TypeError, "%s is a masked array, whose mask would be ignored: pass %s", name, e->function->instead);
+        PyErr_Format(PyExc_TypeError, "%s is a MaskedArray, whose mask would be ignored: pass %s", name, e->function->instead);
     return masked == 0 ? (PyArrayObject *)object : NULL;
 }
 

@@ -35,15 +35,12 @@ axis_error(PyObject *axis, int ndim)
     return false;
 }
 
-/* As in NumPy's reductions, axes 0 and -1 of an array without axes are legal. */
 static bool
 name_axis(struct axes *axes, PyObject *object)
 {
     int64_t axis;
     if (!engine_integer("axis", object, &axis))
         return false;
-    if (axes->ndim == 0 && (axis == 0 || axis == -1))
-        return true;
     if (axis < -axes->ndim || axis >= axes->ndim)
         return axis_error(object, axes->ndim);
     axis += axis < 0 ? axes->ndim : 0;
