@@ -43,16 +43,19 @@ received_plan(const void *arguments, struct attn_plan *plan)
     plan->cost = 4.0 * (double)(a->batch * a->heads) * (double)a->query_length * (double)a->key_length * (double)(a->head_dim + 16);
 }
 
-/* Adds the weights of a tile to its keys' vectors. */
+/* Adds the weights of a tile to its keys' vectors. Lanes past the last row hold a query of 0, which has weights too: they are left out. */
 static void
 tile_received(const struct row_block *rows, const REAL *tile, int keys, REAL *received)
 {
+    uint64_t live = attn_bit_range(0, rows->count);
     for (int t = 0; t < keys; t++) {
         vreal sum = {0};
         for (int lane = 0; lane < rows->count;) {
             int nv = group_vectors(rows->count, lane);
-            for (int i = 0; i < nv; i++)
-                sum += v_load(tile + lane * ATTN_BLOCK + t * nv * LANES + i * LANES);
+            for (int i = 0; i < nv; i++) {
+                vreal weight = v_load(tile + lane * ATTN_BLOCK + t * nv * LANES + i * LANES);
+                sum += v_select(v_lane_bits(live >> (lane + i * LANES)), weight, (vreal){0});
+            }
             lane += nv * LANES;
         }
         v_store(received + t * LANES, v_load(received + t * LANES) + sum);
