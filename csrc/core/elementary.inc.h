@@ -15,6 +15,7 @@
 #define v_exp_tail SUFFIX(v_exp_tail)
 #define v_exp_reduce SUFFIX(v_exp_reduce)
 #define v_exp SUFFIX(v_exp)
+#define v_exp_lifted SUFFIX(v_exp_lifted)
 #define v_log SUFFIX(v_log)
 #define v_tanh SUFFIX(v_tanh)
 #endif
@@ -152,17 +153,22 @@ v_exp_reduce(vreal x, vreal *n)
     return (x - *n * v_splat(LN2_HIGH)) - *n * v_splat(LN2_LOW);
 }
 
+/* Of (e^r - 1 - r) / r^2, |r| <= ln 2 / 2, the errors are 0.06 and 0.10 u of e^r. */
+#undef EXP_COEFFICIENTS
+#if REAL_BITS == 32
+#define EXP_COEFFICIENTS 0x1.6a2438p-10f, 0x1.1239d4p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f
+#else
+#define EXP_COEFFICIENTS \
+    0x1.ad7f8222473fdp-26, 0x1.28ad6857764a9p-22, 0x1.71df25358108cp-19, 0x1.a0199a1736579p-16, \
+    0x1.a01a012a6bce3p-13, 0x1.6c16c184264cdp-10, 0x1.1111111127b95p-7, 0x1.555555555088cp-5, \
+    0x1.55555555554fap-3, 0x1.000000000000ap-1
+#endif
+
 /* e^r - 1 for |r| <= ln 2 / 2. */
 ATTN_INLINE vreal
 v_exp_tail(vreal r)
 {
-#if REAL_BITS == 32
-    static const REAL c[] = {0x1.6a2438p-10f, 0x1.1239d4p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f}; /* 0.06 u of e^r */
-#else
-    static const REAL c[] = {0x1.ad7f8222473fdp-26, 0x1.28ad6857764a9p-22, 0x1.71df25358108cp-19, 0x1.a0199a1736579p-16, 0x1.a01a012a6bce3p-13,
-                             0x1.6c16c184264cdp-10, 0x1.1111111127b95p-7,  0x1.555555555088cp-5,  0x1.55555555554fap-3,  0x1.000000000000ap-1};
-    /* 0.10 u of e^r */
-#endif
+    static const REAL c[] = {EXP_COEFFICIENTS};
     return r + r * r * v_polynomial(r, c, sizeof c / sizeof *c);
 }
 
@@ -173,6 +179,19 @@ v_exp(vreal x)
     const REAL least = REAL_BITS == 32 ? -104 : -746, most = REAL_BITS == 32 ? 89 : 710; /* 0 and infinity already; NaN stays */
     vreal n, r = v_exp_reduce(v_max(v_splat(least), v_min(v_splat(most), x)), &n);
     return v_times_power2(v_splat(1) + v_exp_tail(r), n);
+}
+
+/* 2^64 e^x for x <= 0, in the fewest operations: softmax's terms. Times 2^64 none is subnormal, where numbers cost a hundred cycles and lose bits.
+ * e^x below half the least subnormal comes out as about that, also for -inf: what is multiplied by 2^-64 / (a sum >= 1) later rounds to 0. */
+ATTN_INLINE vreal
+v_exp_lifted(vreal x)
+{
+    static const REAL c[] = {EXP_COEFFICIENTS, 1, 1};
+    const REAL magic = (REAL)1.5 * (REAL)((int64_t)1 << REAL_MANTISSA) + (REAL_EXPONENT_BIAS + 64); /* see v_power2 */
+    x = v_max(v_splat(REAL_BITS == 32 ? -104 : -746), x);
+    vreal sum = x * v_splat((REAL)LOG2E) + v_splat(magic), n = sum - v_splat(magic);
+    vreal p = v_polynomial((x - n * v_splat(LN2_HIGH)) - n * v_splat(LN2_LOW), c, sizeof c / sizeof *c);
+    return p * (vreal)((vbits)sum << REAL_MANTISSA);
 }
 
 /* ln x; -inf at 0, NaN below.

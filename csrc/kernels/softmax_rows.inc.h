@@ -213,11 +213,13 @@ softmax_factors(enum attn_softmax_what what, vreal highest, vreal sum, vreal *ba
 {
     vint nothing = highest == v_splat(-REAL_INFINITY), endless = highest == v_splat(REAL_INFINITY);
     sum = v_select(nothing & (sum == sum), (vreal){0}, sum);
-    vint empty = sum == (vreal){0};
-    vreal logarithm = v_log(sum * v_splat((REAL)0x1p-64));
     *base = v_select(nothing, (vreal){0}, highest);
-    if (what == ATTN_LOGSUMEXP)
-        *factor = v_select(endless, sum, highest + logarithm);
+    if (what == ATTN_SOFTMAX)
+        *factor = v_splat(1) / sum;
     else
-        *factor = v_select(endless, v_splat((REAL)__builtin_nan("")), v_select(empty, (vreal){0}, what == ATTN_SOFTMAX ? v_splat(1) / sum : logarithm));
+        *factor = v_log(sum * v_splat((REAL)0x1p-64));
+    if (what == ATTN_LOGSUMEXP)
+        *factor = v_select(endless, sum, highest + *factor);
+    else
+        *factor = v_select(endless, v_splat((REAL)__builtin_nan("")), v_select(sum == (vreal){0}, (vreal){0}, *factor));
 }

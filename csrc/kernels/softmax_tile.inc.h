@@ -1,0 +1,145 @@
+/* softmax_tile.inc.h: a call of softmax cut into tiles, neighbouring rows that are worked on together, and a tile to and from scratch. */
+#ifndef ATTN_SOFTMAX_TILE_NAMES
+#define ATTN_SOFTMAX_TILE_NAMES
+#define softmax_work SUFFIX(softmax_work)
+#define softmax_tile SUFFIX(softmax_tile)
+#define softmax_describe SUFFIX(softmax_describe)
+#define softmax_tile_rows SUFFIX(softmax_tile_rows)
+#define softmax_tile_at SUFFIX(softmax_tile_at)
+#define softmax_load SUFFIX(softmax_load)
+#define softmax_store SUFFIX(softmax_store)
+#define softmax_put SUFFIX(softmax_put)
+
+enum {
+    SOFTMAX_RESIDENT = 128 << 10,    /* bytes of the longest row that is kept while it is worked on */
+    SOFTMAX_BLOCK = 64 << 10,        /* bytes of a longer row looked at together */
+    SOFTMAX_PARTS = 256,             /* parts of a long row at most: every task of the second phase merges them all */
+    SOFTMAX_SHORT = 2 << 10,         /* bytes of a row below which LANES rows share their horizontal sums */
+    SOFTMAX_TILE = 1 << 20,          /* bytes of rows brought into scratch together where neighbouring rows share cache lines */
+    SOFTMAX_TASK = 1 << 16,          /* elements of a task */
+    SOFTMAX_AHEAD = 16 << 10,        /* bytes between what is computed and what is asked for */
+    SOFTMAX_LINE = 64,               /* bytes of a cache line */
+    SOFTMAX_MOST_ROWS = 4 * SOFTMAX_LINE / 4 /* rows of a tile */
+};
+#define SOFTMAX_STREAM ((int64_t)8 << 20) /* bytes of y from which stores go past the caches */
+#endif
+
+struct softmax_work {
+    const struct attn_softmax *a;
+    struct softmax_axes outer, reduced;
+    int64_t rows, n;
+    int64_t line, run;          /* lengths of the innermost outer and reduced axes: rows, elements, that are one stride apart */
+    int64_t row_stride[SOFTMAX_OPERANDS], stride[SOFTMAX_OPERANDS];
+    bool direct_x, direct_y;    /* read or written where it lies */
+    bool stream, is_long;
+    int64_t tile_rows, line_tiles, tiles, task_tiles; /* rows that are worked on together; tiles of a line, of all, of a task */
+    int64_t block, part, parts; /* elements; parts of a long row */
+    int64_t pitch;              /* REALs between rows in scratch */
+};
+
+/* Neighbouring rows: x, keep and y of the first. */
+struct softmax_tile {
+    int64_t first, rows;
+    int64_t offset[SOFTMAX_OPERANDS];
+};
+
+/* Where rows lie side by side and their elements do not, rows of up to four cache lines go together; else as many as share their horizontal sums. */
+static int64_t
+softmax_tile_rows(const struct softmax_work *w)
+{
+    int64_t size[] = {attn_type_size(w->a->x.type), 1, attn_type_size(w->a->y.type)}, bytes = w->block * (int64_t)sizeof(REAL);
+    for (int o = SOFTMAX_X; o <= SOFTMAX_Y; o += SOFTMAX_Y - SOFTMAX_X)
+        if (w->line > 1 && w->row_stride[o] == size[o] && w->stride[o] != size[o] && w->n > 1) {
+            int64_t rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
+            while (lines > 1 && lines * rows * bytes > SOFTMAX_TILE)
+                lines /= 2;
+            return lines * rows;
+        }
+    return bytes <= SOFTMAX_SHORT ? LANES : 1;
+}
+
+static void
+softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
+{
+    w->a = a;
+    softmax_outer_axes(a, &w->outer);
+    softmax_reduced_axes(a, &w->reduced);
+    w->rows = softmax_axes_size(&w->outer);
+    w->n = softmax_axes_size(&w->reduced);
+    int last = w->reduced.ndim - 1;
+    w->line = w->outer.ndim > 0 ? w->outer.shape[w->outer.ndim - 1] : 1;
+    w->run = w->reduced.shape[last];
+    for (int o = 0; o < SOFTMAX_OPERANDS; o++) {
+        w->row_stride[o] = w->outer.ndim > 0 ? w->outer.stride[w->outer.ndim - 1][o] : 0;
+        w->stride[o] = w->reduced.stride[last][o];
+    }
+    bool one_run = w->reduced.ndim == 1 && !a->keep.data;
+    w->direct_x = one_run && run_is_direct(&a->x) && w->stride[SOFTMAX_X] == (int64_t)sizeof(REAL);
+    w->direct_y = one_run && run_is_direct(&a->y) && w->stride[SOFTMAX_Y] == (int64_t)sizeof(REAL);
+    w->stream = w->rows * w->n * (int64_t)sizeof(REAL) >= SOFTMAX_STREAM;
+    w->is_long = w->n * (int64_t)sizeof(REAL) > SOFTMAX_RESIDENT;
+    w->block = w->is_long ? SOFTMAX_BLOCK / (int64_t)sizeof(REAL) : w->n;
+    w->part = attn_max(w->block, (w->n + SOFTMAX_PARTS - 1) / SOFTMAX_PARTS);
+    w->parts = w->n > 0 ? (w->n + w->part - 1) / w->part : 1;
+    w->tile_rows = softmax_tile_rows(w);
+    w->line_tiles = (w->line + w->tile_rows - 1) / w->tile_rows;
+    w->tiles = w->rows > 0 ? w->rows / w->line * w->line_tiles : 0;
+    w->task_tiles = w->is_long ? 1 : attn_max(SOFTMAX_TASK / attn_max(w->n * w->tile_rows, 1), 1);
+    w->pitch = (w->block + 2 * LANES - 1) / LANES * LANES; /* not a power of two, or rows would meet in the same cache sets */
+}
+
+static void
+softmax_tile_at(const struct softmax_work *w, int64_t index, struct softmax_tile *tile)
+{
+    int64_t row = index % w->line_tiles * w->tile_rows;
+    tile->first = index / w->line_tiles * w->line + row;
+    tile->rows = attn_min(w->tile_rows, w->line - row);
+    softmax_offsets(&w->outer, tile->first, tile->offset);
+}
+
+/* buffer = elements first ... first + n - 1 of the rows, -inf where not kept. */
+static void
+softmax_load(const struct softmax_work *w, const struct softmax_tile *tile, int64_t first, int64_t n, REAL *buffer)
+{
+    const struct attn_softmax *a = w->a;
+    for (int64_t i = 0, count; i < n; i += count) {
+        int64_t offset[SOFTMAX_OPERANDS];
+        softmax_offsets(&w->reduced, first + i, offset);
+        count = attn_min(n - i, w->run - (first + i) % w->run);
+        load_runs(buffer + i, w->pitch, &a->x, a->x.data + tile->offset[SOFTMAX_X] + offset[SOFTMAX_X], tile->rows, w->row_stride[SOFTMAX_X], count,
+                  w->stride[SOFTMAX_X]);
+        if (a->keep.data)
+            hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
+                      count, w->stride[SOFTMAX_KEEP], -REAL_INFINITY);
+    }
+}
+
+/* The way back. What is not kept has come out right by itself, but for rows that became NaN: `spoilt`. */
+static void
+softmax_store(const struct softmax_work *w, const struct softmax_tile *tile, int64_t first, int64_t n, REAL *buffer, bool spoilt)
+{
+    const struct attn_softmax *a = w->a;
+    for (int64_t i = 0, count; i < n; i += count) {
+        int64_t offset[SOFTMAX_OPERANDS];
+        softmax_offsets(&w->reduced, first + i, offset);
+        count = attn_min(n - i, w->run - (first + i) % w->run);
+        if (spoilt && a->keep.data)
+            hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
+                      count, w->stride[SOFTMAX_KEEP], a->what == ATTN_SOFTMAX ? 0 : -REAL_INFINITY);
+        store_runs(&a->y, a->y.data + tile->offset[SOFTMAX_Y] + offset[SOFTMAX_Y], tile->rows, w->row_stride[SOFTMAX_Y], count, w->stride[SOFTMAX_Y],
+                   buffer + i, w->pitch);
+    }
+}
+
+/* logsumexp's results of `rows` rows from row `from` of a tile. */
+static void
+softmax_put(const struct softmax_work *w, const struct softmax_tile *tile, int64_t from, int64_t rows, const REAL *result)
+{
+    const struct attn_tensor *y = &w->a->y;
+    char *p = y->data + tile->offset[SOFTMAX_Y] + from * w->row_stride[SOFTMAX_Y];
+    for (int64_t r = 0; r < rows; r++, p += w->row_stride[SOFTMAX_Y])
+        if (run_is_direct(y))
+            *(REAL *)p = result[r];
+        else
+            from_real(p, result[r], y->type, y->swapped);
+}
