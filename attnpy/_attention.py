@@ -227,9 +227,8 @@ def attention_weights(
         If an array is complex, a masked array or otherwise not of real numbers, if `attn_mask` is of integers, or
         `rows` not of integers.
     ValueError
-        If shapes do not fit, a number is out of range, or `out` has another shape or dtype.
-    IndexError
-        If one of `rows` lies outside -L … L - 1.
+        If shapes do not fit, a number is out of range, one of `rows` is outside -L … L - 1, or `out` has another shape or
+        dtype.
 
     See Also
     --------

@@ -74,7 +74,7 @@ def attention_weights(
         query_lengths, kv_lengths,
     )  # fmt: skip
     if rows is not None:
-        weights = weights[..., np.asarray(rows, np.intp), :]
+        weights = weights[..., _rows(rows, weights.shape[-2]), :]
     return weights[..., 0, :, :] if one_head else weights
 
 
@@ -250,6 +250,16 @@ def _window(window_size):
     if left < -1 or right < -1:
         raise ValueError(f"window_size is {window_size}; its ends must be -1 (open) or more")
     return left, right
+
+
+def _rows(rows, L):
+    """Row numbers; negative ones count from the end."""
+    rows = np.asarray(rows)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise TypeError(f"rows is {rows.dtype}; it must be integers")
+    if rows.ndim != 1 or np.any((rows < -L) | (rows >= L)):
+        raise ValueError(f"rows must be one axis of integers in {-L} … {L - 1}")
+    return rows.astype(np.intp)
 
 
 def _lengths(name, lengths, longest, batch):
