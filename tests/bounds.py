@@ -3,6 +3,7 @@
 For every function a list of Expected. u unit roundoff, r_d = E, r_n = 64 + ceil(S / 64); S_i, A_i as in oracle.py.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -47,14 +48,26 @@ def scaled_dot_product_attention(arguments):
     u = unit(compute)
     cap = _cap(compute, exact.reach, E, S)[..., None] * exact.spread + tiny(compute) * exact.total
     largest = exact.spread.max(initial=0)
-    results = [Expected("output", wanted[0], cap, plain and plain.output, 2 * u * largest)]
+    again = functools.partial(oracle.attention, np.float32, arguments)
+    results = [
+        Expected("output", wanted[0], cap, plain and plain.output, 2 * u * largest, lambda rng: again(rng).output)
+    ]
     if with_lse:
         finite = np.where(np.isfinite(exact.lse), np.abs(exact.lse), 0).astype(np.float64)
         cap = (
             u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * (ORACLE_ERRS if compute == np.float64 else 1)
             + u * finite
         )
-        results.append(Expected("lse", wanted[1], cap, plain and plain.lse, 2 * u * max(1, finite.max(initial=0))))
+        results.append(
+            Expected(
+                "lse",
+                wanted[1],
+                cap,
+                plain and plain.lse,
+                2 * u * max(1, finite.max(initial=0)),
+                lambda rng: again(rng).lse,
+            )
+        )
     return results
 
 
@@ -67,7 +80,9 @@ def attention_weights(arguments):
     weights = exact.weights[..., rows, :]
     wanted = _exact("attention_weights", compute, arguments, (weights,))[0]
     cap = _cap(compute, exact.reach, E, S)[..., rows, None] * weights.astype(np.float64) + tiny(compute)
-    return [Expected("weights", wanted, cap, plain, 2 * unit(compute) * float(weights.max(initial=0)))]
+    slack = 2 * unit(compute) * float(weights.max(initial=0))
+    again = functools.partial(oracle.attention, np.float32, arguments)
+    return [Expected("weights", wanted, cap, plain, slack, lambda rng: again(rng).weights[..., rows, :])]
 
 
 def attention_received(arguments):
@@ -80,7 +95,9 @@ def attention_received(arguments):
     wanted = _exact("attention_received", compute, arguments, (exact.weights.sum(-2),))[0]
     cap = _cap(compute, exact.reach, E, S)[..., None] * weights + tiny(compute)
     cap = cap.sum(-2) + unit(compute) * (64 + math.ceil(L / 64)) * weights.sum(-2)
-    return [Expected("received", wanted, cap, plain, 2 * unit(compute) * float(weights.sum(-2).max(initial=0)))]
+    slack = 2 * unit(compute) * float(weights.sum(-2).max(initial=0))
+    again = functools.partial(oracle.attention, np.float32, arguments)
+    return [Expected("received", wanted, cap, plain, slack, lambda rng: again(rng).weights.sum(-2))]
 
 
 def merge_attention(arguments):

@@ -75,8 +75,8 @@ def visible_keys(arguments):
     return seen
 
 
-def attention(real, arguments):
-    """All of scaled_dot_product_attention; `value` may be missing."""
+def attention(real, arguments, rng=None):
+    """All of scaled_dot_product_attention; `value` may be missing. With `rng` the sums are made in another order."""
     query, key, value = (arguments.get(name) for name in ("query", "key", "value"))
     batch, H, G, L, S, no_heads = sizes(query, key, value)
     stored = compute_type(*(np.asarray(x) for x in (query, key, value) if x is not None))
@@ -89,6 +89,10 @@ def attention(real, arguments):
         )
         for x in (query, key, value)
     )
+    keys = slice(None) if rng is None else rng.permutation(S)
+    if rng is not None:
+        dims = rng.permutation(query.shape[-1])
+        query, key = query[..., dims], key[..., dims]
     added = [
         np.broadcast_to(in_type(real, stored, arguments[name]), visible.shape)
         for name in ADDITIVE
@@ -115,13 +119,13 @@ def attention(real, arguments):
                 np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf)
             )
         p, lse[index], reach[index] = _head(
-            real, query[index], key[shared], visible[index], terms, scale, softcap, sink
+            real, query[index], key[shared], visible[index], terms, scale, softcap, sink, keys
         )
         weights[index] = p
         if value is not None:
             v = value[shared]
             dropped = p if kept is None else p * kept[index].astype(real) / real(1 - arguments["dropout_p"])
-            output[index] = dropped @ v
+            output[index] = dropped[:, keys] @ v[keys]
             spread[index] = (dropped @ np.abs(v)).astype(np.float64)
             total[index] = visible[index] @ np.abs(v).astype(np.float64)
     result = (weights, visible, lse, reach, *((None,) * 3 if value is None else (output, spread, total)))
@@ -131,8 +135,8 @@ def attention(real, arguments):
     return Attention(*result)
 
 
-def _head(real, q, k, seen, terms, scale, softcap, sink):
-    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E)."""
+def _head(real, q, k, seen, terms, scale, softcap, sink, keys):
+    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); keys: the order in which exponentials are summed."""
     with np.errstate(all="ignore"):
         scaled = q * real(scale)
         s = scaled @ k.T
@@ -146,7 +150,7 @@ def _head(real, q, k, seen, terms, scale, softcap, sink):
         m = np.maximum(s.max(-1, initial=real(-np.inf)), sink)
         m = np.where(m == -np.inf, real(0), m)
         e = np.exp(s - m[:, None])
-        z = e.sum(-1) + np.exp(sink - m)
+        z = e[:, keys].sum(-1) + np.exp(sink - m)
         p = e / np.where(z == 0, real(1), z)[:, None]
         reach = np.where(p.astype(np.float64) > 0, size, 0.0).max(-1, initial=0.0)
         reach = np.maximum(reach, np.where(np.isinf(sink), 0.0, np.abs(sink)).astype(np.float64))
