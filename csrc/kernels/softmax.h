@@ -8,7 +8,8 @@
  * Returns    y       logsumexp: the outer axes, softmax and log_softmax: all axes; may be x itself, else overlaps no input
  * Special    nothing kept: -inf for logsumexp and log_softmax, 0 for softmax. Not kept: 0 (softmax), -inf (log_softmax). A kept NaN: NaN.
  *            A kept +inf: +inf for logsumexp, NaN for softmax. Exponentials keep their subnormals.
- * Accuracy   logsumexp: u (72 + n / (64 LANES)) + u |y|; softmax the same relative to y; the worst ratios seen are in tests/accuracy.json.
+ * Accuracy   logsumexp: u (72 + n / (64 LANES)) + u |y|; softmax: u (72 + n / (64 LANES) + |x_i - m|) y_i and half the least subnormal, as x_i - m is
+ *            rounded; log_softmax: u (72 + n / (64 LANES)) + 2 u |y_i|; the worst ratios seen are in tests/accuracy.json.
  * Source     Milakov, Gimelshein 2018 (arXiv 1805.02867), algorithm 3, by blocks. */
 #ifndef ATTN_SOFTMAX_H
 #define ATTN_SOFTMAX_H
