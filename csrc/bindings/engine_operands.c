@@ -138,9 +138,14 @@ engine_integers(struct engine *e, const char *name, PyObject *object)
     PyArrayObject *array = engine_array(e, name, object);
     if (!array)
         return NULL;
+    if (PyArray_DESCR(array)->type_num == NPY_DOUBLE && !PyArray_Check(object)) {
+        /* An empty list, or integers of which some are beyond 63 bits: NumPy makes floats of both. */
+        array = (PyArrayObject *)PyArray_FromAny(object, PyArray_DescrFromType(NPY_OBJECT), 0, 0, 0, NULL);
+        if (!engine_hold(e, array))
+            return NULL;
+    }
     int type = PyArray_DESCR(array)->type_num;
-    bool empty_list = PyArray_SIZE(array) == 0 && !PyArray_Check(object);
-    if (!PyTypeNum_ISINTEGER(type) && type != NPY_OBJECT && !empty_list) {
+    if (!PyTypeNum_ISINTEGER(type) && type != NPY_OBJECT) {
         PyErr_Format(PyExc_TypeError, "%s has dtype %S; it must hold integers", name, PyArray_DESCR(array));
         return NULL;
     }
