@@ -17,4 +17,4 @@ cd build/sanitize
 python=$root/.venv/bin/python
 "$python" -c "import attnpy._core as core; assert core.__file__.startswith('$lib'), core.__file__"
 exec "$python" -m pytest -q -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider "$@" \
-    "$root"/tests/test_softmax.py "$root"/tests/test_attention*.py "$root"/tests/test_engine.py "$root"/tests/test_golden.py
+    "$root"/tests/test_softmax.py "$root"/tests/test_attention*.py "$root"/tests/test_engine*.py "$root"/tests/test_golden.py
