@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-/* Beyond every position that can occur, and far enough from the ends of 64 bits that sums of two such numbers and a position fit. */
-static const int64_t farthest = (int64_t)1 << 61;
+/* Beyond every position that can occur; a position this far away less the widest window still fits in 64 bits. */
+static const int64_t farthest = (int64_t)1 << 62;
 
 /* A run of n elements, `stride` bytes apart, whose bits are 0, -0 or 1: how far it goes; *ones is set where a 1 was seen. */
 #define ZEROS_AND_ONES(name, uint)                                                                                        \

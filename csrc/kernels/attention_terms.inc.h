@@ -18,6 +18,7 @@
 #define key_alibi SUFFIX(key_alibi)
 #define add_tile SUFFIX(add_tile)
 #define add_alibi SUFFIX(add_alibi)
+#define alibi_term SUFFIX(alibi_term)
 #define hide_scores SUFFIX(hide_scores)
 #define sum_of_abs SUFFIX(sum_of_abs)
 #define value_is_finite SUFFIX(value_is_finite)
@@ -207,6 +208,15 @@ add_tile(const struct segment *s, const REAL *tile, int tile_from)
         }
 }
 
+/* - slope |distance|; of finite numbers it stays finite. */
+ATTN_INLINE vreal
+alibi_term(vreal slope, vreal distance)
+{
+    const vreal most = v_splat(REAL_MAX);
+    vreal term = -(slope * v_abs(distance));
+    return v_select(v_abs(slope) <= most, v_max(v_min(term, most), -most), term);
+}
+
 /* - slope |i + offset - j|. The distance of the block's first key is exact in 64 bits before it is rounded once. */
 static void
 add_alibi(const struct row_block *rows, const struct segment *s, int64_t key)
@@ -219,7 +229,7 @@ add_alibi(const struct row_block *rows, const struct segment *s, int64_t key)
         }
         for (int t = 0; t < s->keys; t++) {
             REAL *score = s->scores + t * s->width + i * LANES;
-            v_store(score, saturating_sum(v_load(score), -(slope * v_abs(ahead - v_splat((REAL)t)))));
+            v_store(score, saturating_sum(v_load(score), alibi_term(slope, ahead - v_splat((REAL)t))));
         }
     }
 }
@@ -231,7 +241,7 @@ key_alibi(REAL slope, int64_t ahead)
     vreal key;
     for (int n = 0; n < LANES; n++)
         key[n] = (REAL)n;
-    return -(v_splat(slope) * v_abs(v_splat((REAL)ahead) - key));
+    return alibi_term(v_splat(slope), v_splat((REAL)ahead) - key);
 }
 
 /* Hidden scores become -inf, by select: what was computed there may be NaN. top follows the maximum of the rest. seen: word = key, or NULL. */
