@@ -33,14 +33,17 @@ def operands(rng, dtype, *, batch=(2,), H=4, G=None, L=5, S=7, E=8, D=None):
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
-def check(query, key, value, *, note="", **options):
+def check(query, key, value, *, note="", constructed=False, **options):
     """One call with its log-sum-exp, held to the accuracy rule. Returns both."""
     arguments = {"query": query, "key": key, "value": value, "return_lse": True, **options}
-    return check_call("scaled_dot_product_attention", arguments, note)
+    return check_call("scaled_dot_product_attention", arguments, note, constructed)
 
 
-def check_call(name, arguments, note=""):
-    """Calls a function and holds each of its results to the accuracy rule. NaN and infinities are taken to be hidden."""
+def check_call(name, arguments, note="", constructed=False):
+    """Calls a function and holds each of its results to the accuracy rule. NaN and infinities are taken to be hidden.
+
+    Inputs constructed so that rounding errors add up, or that float32 happens to hold exactly, meet the cap alone.
+    """
     got = getattr(attnpy, name)(**arguments)
     shown = {
         name: f"{np.asarray(x).dtype}{np.shape(x)}" if np.ndim(x) else x
@@ -51,7 +54,9 @@ def check_call(name, arguments, note=""):
     clean = {name: finite(x) if name in ("query", "key", "value") else x for name, x in arguments.items()}
     expected = getattr(bounds, name)(clean)
     for result, wanted in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
-        numerics.assert_accurate(name, result, wanted, label)
+        if constructed:
+            wanted = wanted._replace(plain=None)
+        numerics.assert_accurate(name, result, wanted, label, ratchet=not constructed)
     return got
 
 
