@@ -182,16 +182,23 @@ v_exp(vreal x)
 }
 
 /* 2^64 e^x for x <= 0, in the fewest operations: softmax's terms. Times 2^64 none is subnormal, where numbers cost a hundred cycles and lose bits.
- * e^x below half the least subnormal comes out as about that, also for -inf: what is multiplied by 2^-64 / (a sum >= 1) later rounds to 0. */
+ * Exactly 0 where e^x is less than half the least subnormal. */
 ATTN_INLINE vreal
 v_exp_lifted(vreal x)
 {
     static const REAL c[] = {EXP_COEFFICIENTS, 1, 1};
     const REAL magic = (REAL)1.5 * (REAL)((int64_t)1 << REAL_MANTISSA) + (REAL_EXPONENT_BIAS + 64); /* see v_power2 */
-    x = v_max(v_splat(REAL_BITS == 32 ? -104 : -746), x);
+    const REAL least = REAL_BITS == 32 ? -104 : -746; /* below, everything here may be garbage */
     vreal sum = x * v_splat((REAL)LOG2E) + v_splat(magic), n = sum - v_splat(magic);
     vreal p = v_polynomial((x - n * v_splat(LN2_HIGH)) - n * v_splat(LN2_LOW), c, sizeof c / sizeof *c);
-    return p * (vreal)((vbits)sum << REAL_MANTISSA);
+    vreal power = (vreal)((vbits)sum << REAL_MANTISSA);
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    return (vreal)_mm512_maskz_mul_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(least), _CMP_NLT_UQ), (__m512)p, (__m512)power);
+#elif defined ATTN_ISA_AVX512
+    return (vreal)_mm512_maskz_mul_pd(_mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(least), _CMP_NLT_UQ), (__m512d)p, (__m512d)power);
+#else
+    return (vreal)(~(x < v_splat(least)) & (vint)(p * power));
+#endif
 }
 
 /* ln x; -inf at 0, NaN below.

@@ -50,6 +50,7 @@
 #undef REAL_EXPONENT_BIAS
 #undef REAL_INFINITY
 #undef LOG2E
+#undef LOG2E_LONG
 #undef LN2
 #if REAL_BITS == 32
 #define REAL_MAX __FLT_MAX__
@@ -64,6 +65,7 @@ typedef int64_t lane_int;
 #endif
 #define REAL_INFINITY ((REAL)__builtin_inf())
 #define LOG2E 1.4426950408889634074 /* log2(e) */
+#define LOG2E_LONG 1.44269504088896340735992468100189214L
 #define LN2 0.69314718055994530942  /* ln 2 */
 
 typedef REAL vreal __attribute__((vector_size(VECTOR_BYTES), may_alias));

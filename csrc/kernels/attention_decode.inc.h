@@ -49,17 +49,17 @@ decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64
     state->scores = state->output + DECODE_ROWS * state->value_pitch;
     rows_describe(a, layout, batch, kv_head, 0, rows);
     memset(state->output, 0, (size_t)(rows->count * state->value_pitch) * sizeof(REAL));
-    vreal factor = v_splat(query_factor(a));
+    struct query_factor factor = query_factor_of(a);
     for (int h = 0; h < rows->count; h++) {
         REAL *query = state->query + h * state->key_pitch;
         v_store(query + state->key_pitch - LANES, (vreal){0});
         load_row(query, rows_query(a, batch, rows->head[h], rows->index[h]), a->query.column, a->head_dim, a->query.type, a->query.swapped);
         for (int64_t d = 0; d < state->key_pitch; d += LANES)
-            v_store(query + d, v_load(query + d) * factor);
+            v_store(query + d, scaled_query(v_load(query + d), factor));
         state->top[h] = -REAL_INFINITY;
         state->sum[h] = 0;
         if (with_sink && a->sinks.data)
-            row_sink(a, batch, rows->head[h], &state->top[h], &state->sum[h]);
+            row_sink(a, batch, rows, h, &state->top[h], &state->sum[h]);
     }
     return state;
 }

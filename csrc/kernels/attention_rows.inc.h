@@ -13,12 +13,15 @@
 #define rows_query SUFFIX(rows_query)
 #define rows_start SUFFIX(rows_start)
 #define row_sink SUFFIX(row_sink)
+#define in_log2_units SUFFIX(in_log2_units)
 #define group_vectors SUFFIX(group_vectors)
 #define transpose_in SUFFIX(transpose_in)
 #define transpose_out SUFFIX(transpose_out)
 #define scalar_at SUFFIX(scalar_at)
 #define scales_scores SUFFIX(scales_scores)
 #define query_factor SUFFIX(query_factor)
+#define query_factor_of SUFFIX(query_factor_of)
+#define scaled_query SUFFIX(scaled_query)
 #define score_factor SUFFIX(score_factor)
 
 /* How the rows of one (batch element, key/value head) are cut into row blocks. */
@@ -45,6 +48,7 @@ attn_round_up(size_t bytes)
 
 struct row_block {
     int count;                            /* live lanes: those that are computed and stored */
+    uint64_t valid;                       /* bit = lane: not past the query's length */
     int64_t first[ATTN_BLOCK], end[ATTN_BLOCK]; /* keys first <= j < end are visible so far as ranges tell */
     int64_t any_first, any_end;           /* some lane sees something only within these */
     int64_t all_first, all_end;           /* every lane sees everything within these */
@@ -97,10 +101,25 @@ scales_scores(const struct attn_attention *a)
     return fabs(a->scale) < (REAL_BITS == 32 ? 0x1p-60 : 0x1p-500);
 }
 
-ATTN_INLINE REAL
-query_factor(const struct attn_attention *a)
+/* scale log2(e) as a sum of two REALs: rounded to one it would be off by the same u in every score, which NumPy's formula is not. */
+struct query_factor {
+    REAL high, low;
+};
+
+static struct query_factor
+query_factor_of(const struct attn_attention *a)
 {
-    return scales_scores(a) ? 1 : (REAL)(a->scale * LOG2E);
+    long double factor = (long double)a->scale * LOG2E_LONG;
+    REAL high = (REAL)factor;
+    if (scales_scores(a))
+        return (struct query_factor){1, 0};
+    return (struct query_factor){high, high - high == 0 ? (REAL)(factor - high) : 0};
+}
+
+ATTN_INLINE vreal
+scaled_query(vreal query, struct query_factor factor)
+{
+    return query * v_splat(factor.high) + query * v_splat(factor.low);
 }
 
 ATTN_INLINE REAL
@@ -109,11 +128,11 @@ score_factor(const struct attn_attention *a)
     return scales_scores(a) ? (REAL)(a->scale * LOG2E) : 1;
 }
 
-/* to[c][lane] = row[lane][c] times `factor`, for `lanes` rows of n REALs; lanes up to `width` get 0. Returns sums of the absolute values written. */
+/* to[c][lane] = row[lane][c], scaled, for `lanes` rows of n REALs; lanes up to `width` get 0. Returns sums of the absolute values written. */
 ATTN_NOINLINE vreal
-transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, REAL factor)
+transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, struct query_factor factor)
 {
-    vreal scale = v_splat(factor), sum[4] = {{0}, {0}, {0}, {0}};
+    vreal sum[4] = {{0}, {0}, {0}, {0}};
     for (int lane = 0; lane < width; lane += LANES)
         for (int64_t c = 0; c < n; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
@@ -121,11 +140,11 @@ transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t
                 if (lane + i >= lanes)
                     block[i] = (vreal){0};
                 else if (c + LANES <= n)
-                    block[i] = v_loadu(row[lane + i] + c) * scale;
+                    block[i] = scaled_query(v_loadu(row[lane + i] + c), factor);
                 else {
                     REAL part[VECTOR_BYTES / sizeof(REAL)] = {0};
                     memcpy(part, row[lane + i] + c, (size_t)(n - c) * sizeof(REAL));
-                    block[i] = v_loadu(part) * scale;
+                    block[i] = scaled_query(v_loadu(part), factor);
                 }
                 sum[i % 4] += v_abs(block[i]);
             }
@@ -165,6 +184,7 @@ rows_ranges(const struct attn_attention *a, int64_t batch, struct row_block *row
     int64_t queries = a->query_lengths.data ? *(const int64_t *)scalar_at(a, &a->query_lengths, batch, 0) : a->query_length;
     int64_t keys = a->kv_lengths.data ? *(const int64_t *)scalar_at(a, &a->kv_lengths, batch, 0) : a->key_length;
     int64_t offset = a->causal_offset.data ? *(const int64_t *)scalar_at(a, &a->causal_offset, batch, 0) : keys - queries;
+    rows->valid = 0;
     rows->any_first = keys;
     rows->any_end = 0;
     rows->all_first = 0;
@@ -179,6 +199,7 @@ rows_ranges(const struct attn_attention *a, int64_t batch, struct row_block *row
             end = attn_min(end, position + a->window_right + 1);
         if (rows->index[lane] >= queries || end <= first)
             first = end = 0;
+        rows->valid |= (uint64_t)(rows->index[lane] < queries) << lane;
         rows->position[lane] = position;
         rows->first[lane] = first;
         rows->end[lane] = end;
@@ -196,6 +217,13 @@ ATTN_INLINE const char *
 rows_query(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i)
 {
     return scalar_at(a, &a->query, batch, head) + i * a->query.row;
+}
+
+/* x log2(e); what is finite stays finite. */
+ATTN_INLINE REAL
+in_log2_units(REAL x)
+{
+    return x - x == 0 ? (REAL)fmin(fmax((double)x * LOG2E, -(double)REAL_MAX), (double)REAL_MAX) : x;
 }
 
 /* Which rows row block `block` of (batch, key/value head) holds and what they may see. */
@@ -217,7 +245,7 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
     }
     if (a->alibi_slopes.data)
         for (int lane = 0; lane < rows->count; lane++)
-            rows->slope[lane] = *(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]) * (REAL)LOG2E;
+            rows->slope[lane] = in_log2_units(*(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]));
     rows_ranges(a, batch, rows);
 }
 
@@ -237,21 +265,24 @@ rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t
         if (!direct)
             load_row(staging + lane * pitch, p, query->column, a->head_dim, query->type, query->swapped);
     }
+    struct query_factor factor = query_factor_of(a);
     vreal sum = {0};
     for (int lane = 0; lane < rows->count;) {
         int width = group_vectors(rows->count, lane) * LANES;
-        sum += transpose_in(rows->query + lane * a->head_dim, width, row + lane, rows->count - lane, a->head_dim, query_factor(a));
+        sum += transpose_in(rows->query + lane * a->head_dim, width, row + lane, rows->count - lane, a->head_dim, factor);
         lane += width;
     }
     rows->query_abs = v_sum(sum);
 }
 
-/* A sink enters the maximum and the sum, as a key without a value would. */
+/* A sink enters the maximum and the sum, as a key without a value would; rows past the batch element's length have none. */
 ATTN_INLINE void
-row_sink(const struct attn_attention *a, int64_t batch, int64_t head, REAL *top, REAL *sum)
+row_sink(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int lane, REAL *top, REAL *sum)
 {
-    REAL sink = *(const REAL *)scalar_at(a, &a->sinks, batch, head);
-    *top = sink - sink == 0 ? (REAL)fmin(fmax((double)sink * LOG2E, -(double)REAL_MAX), (double)REAL_MAX) : sink;
+    if (a->query_lengths.data && rows->index[lane] >= *(const int64_t *)scalar_at(a, &a->query_lengths, batch, 0))
+        return;
+    REAL sink = *(const REAL *)scalar_at(a, &a->sinks, batch, rows->head[lane]);
+    *top = in_log2_units(sink);
     *sum = sink == -REAL_INFINITY ? 0 : 1;
 }
 
@@ -263,7 +294,7 @@ rows_start(const struct attn_attention *a, int64_t batch, struct row_block *rows
         rows->top[lane] = -REAL_INFINITY;
         rows->sum[lane] = 0;
         if (with_sink && a->sinks.data && lane < rows->count)
-            row_sink(a, batch, rows->head[lane], &rows->top[lane], &rows->sum[lane]);
+            row_sink(a, batch, rows, lane, &rows->top[lane], &rows->sum[lane]);
     }
     memset(rows->output, 0, (size_t)(value_dim * ATTN_BLOCK) * sizeof(REAL));
 }

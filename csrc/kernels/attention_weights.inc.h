@@ -129,23 +129,24 @@ row_factors(const struct row_block *rows, REAL *factor)
     }
 }
 
-/* Divides a tile's weights by the sums; what `scores` has as hidden stays 0, also in a row that is NaN. */
+/* Divides a tile's weights by the sums; what is hidden stays 0, also in a row that is NaN. */
 static void
-scale_tile(const struct row_block *rows, REAL *tile, const REAL *scores, int keys)
+scale_tile(const struct row_block *rows, const struct workplace *w, REAL *tile, int keys)
 {
     REAL factors[ATTN_BLOCK];
     row_factors(rows, factors);
-    for (int lane = 0; lane < rows->count;) {
-        int nv = group_vectors(rows->count, lane);
-        for (int i = 0; i < nv; i++) {
-            vreal factor = v_loadu(factors + lane + i * LANES);
-            for (int t = 0; t < keys; t++) {
-                int64_t at = lane * ATTN_BLOCK + t * nv * LANES + i * LANES;
-                vint hidden = v_load(scores + at) == v_splat(-REAL_INFINITY);
-                v_store(tile + at, v_select(hidden, (vreal){0}, v_load(tile + at) * factor));
+    for (int t = 0; t < keys; t++) {
+        bool within = t >= w->from && t < w->from + w->keys;
+        uint64_t seen = !within ? 0 : w->sight == ATTN_PARTIAL ? w->seen[t - w->from] : ~(uint64_t)0;
+        for (int lane = 0; lane < rows->count;) {
+            int nv = group_vectors(rows->count, lane);
+            for (int i = 0; i < nv; i++) {
+                REAL *weight = tile + lane * ATTN_BLOCK + t * nv * LANES + i * LANES;
+                vreal scaled = v_load(weight) * v_loadu(factors + lane + i * LANES);
+                v_store(weight, v_select(v_lane_bits(seen >> (lane + i * LANES)), scaled, (vreal){0}));
             }
+            lane += nv * LANES;
         }
-        lane += nv * LANES;
     }
 }
 
@@ -224,13 +225,12 @@ sums_online(const struct attn_attention *a, int64_t batch, int64_t kv_head, cons
 static void
 weights_again(const struct attn_attention *a, int64_t batch, const struct weights_place *p, const struct key_block *block)
 {
-    REAL sum[ATTN_BLOCK], *scores = p->w->additive[0];
+    REAL sum[ATTN_BLOCK];
     memcpy(sum, p->rows->sum, sizeof sum);
     score_tile(a, batch, p, block, p->tile);
-    memcpy(scores, p->tile, ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL));
     tile_weights(p->rows, p->tile, block->keys);
     memcpy(p->rows->sum, sum, sizeof sum);
-    scale_tile(p->rows, p->tile, scores, block->keys);
+    scale_tile(p->rows, p->w, p->tile, block->keys);
 }
 
 static void

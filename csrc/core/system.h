@@ -1,0 +1,42 @@
+/* system.h: what the pool needs from the operating system. system_linux.c answers on Linux, system_other.c elsewhere. */
+#ifndef ATTN_SYSTEM_H
+#define ATTN_SYSTEM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* ATTN_PORTABLE builds the other systems' code on Linux, for tests. */
+#if defined(__linux__) && !defined(ATTN_PORTABLE)
+#define ATTN_LINUX 1
+#else
+#define ATTN_LINUX 0
+#endif
+
+/* A word to wait on. Whoever changes it calls attn_gate_wake afterwards; a waiter that saw the old value cannot miss the change. */
+struct attn_gate {
+    atomic_uint word;
+#if !ATTN_LINUX
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+#endif
+};
+
+void attn_gate_init(struct attn_gate *gate);
+
+/* Sleeps while the word is `seen`, at most `nanoseconds` (negative: no limit). May return early. */
+void attn_gate_wait(struct attn_gate *gate, unsigned seen, int64_t nanoseconds);
+void attn_gate_wake(struct attn_gate *gate, int count); /* wakes at least min(count, sleepers) */
+
+/* Short critical sections: waiters spin a little before they sleep, where the system can. */
+void attn_lock_init(pthread_mutex_t *lock);
+
+/* Processors this process may keep busy: min(affinity, cgroup quota rounded up), at least 1. */
+int attn_usable_cpus(void);      /* asks the system */
+int attn_usable_cpu_count(void); /* what it answered at first */
+
+int64_t attn_nanoseconds(void);        /* monotonic */
+int64_t attn_coarse_nanoseconds(void); /* the same clock, some milliseconds behind, and cheap */
+void attn_name_this_thread(const char *name);
+
+#endif
