@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { ATTN_MAX_THREADS = 1024 };
+
 enum attn_status { ATTN_DONE, ATTN_NO_MEMORY, ATTN_STOPPED };
 
 struct attn_job {
@@ -28,6 +30,7 @@ enum attn_status attn_pool_run(struct attn_job *job);
 /* 64-byte aligned memory that outlives a call: scratch blocks are kept in a free list capped at threads + 4. NULL: no memory. */
 void *attn_scratch_take(size_t bytes);
 void attn_scratch_give(void *block, size_t bytes);
+void attn_scratch_after_fork(void);  /* the child begins with no blocks */
 void attn_scratch_fail_after(long n); /* for tests: n more can be had, then none; negative: any number */
 
 int attn_get_num_threads(void);     /* min(affinity, cgroup quota, ATTNPY_NUM_THREADS, else OMP_NUM_THREADS) until set */
