@@ -7,7 +7,7 @@
 #define load_runs SUFFIX(load_runs)
 #define store_runs SUFFIX(store_runs)
 #define hide_runs SUFFIX(hide_runs)
-#define run_of_rows SUFFIX(run_of_rows)
+#define v_load_kept SUFFIX(v_load_kept)
 
 enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_OPERANDS };
 
@@ -130,9 +130,9 @@ lines_load(REAL *buffer, int64_t pitch, const char *x, int64_t rows, int64_t n, 
     return i;
 }
 
-/* The way back. */
+/* The way back. `stream`: past the caches; then y and the stride are multiples of a cache line. */
 ATTN_INLINE int64_t
-lines_store(char *y, const REAL *buffer, int64_t pitch, int64_t rows, int64_t n, int64_t stride, enum attn_type type)
+lines_store(char *y, const REAL *buffer, int64_t pitch, int64_t rows, int64_t n, int64_t stride, enum attn_type type, bool stream)
 {
     int64_t size = attn_type_size(type), i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -152,6 +152,9 @@ lines_store(char *y, const REAL *buffer, int64_t pitch, int64_t rows, int64_t n,
                     v_store_bf16(p + j * stride, a[j]);
                 else
 #endif
+                if (stream)
+                    v_stream((REAL *)(p + j * stride), a[j]);
+                else
                     v_storeu((REAL *)(p + j * stride), a[j]);
             }
         }
@@ -187,17 +190,19 @@ load_runs(REAL *buffer, int64_t pitch, const struct attn_tensor *t, const char *
 
 /* The way back. */
 static void
-store_runs(const struct attn_tensor *t, char *y, int64_t rows, int64_t row, int64_t n, int64_t stride, const REAL *buffer, int64_t pitch)
+store_runs(const struct attn_tensor *t, char *y, int64_t rows, int64_t row, int64_t n, int64_t stride, const REAL *buffer, int64_t pitch, bool stream)
 {
     int64_t size = attn_type_size(t->type), whole = rows - rows % LANES, done = 0;
     if (row == size && stride != size && !t->swapped) {
-        if (run_is_direct(t))
-            done = lines_store(y, buffer, pitch, whole, n, stride, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
+        if (run_is_direct(t) && stream && ((uintptr_t)y | (uintptr_t)stride) % 64 == 0)
+            done = lines_store(y, buffer, pitch, whole, n, stride, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64, true);
+        else if (run_is_direct(t))
+            done = lines_store(y, buffer, pitch, whole, n, stride, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64, false);
 #if REAL_BITS == 32
         else if (t->type == ATTN_FLOAT16)
-            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_FLOAT16);
+            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_FLOAT16, false);
         else if (t->type == ATTN_BFLOAT16)
-            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_BFLOAT16);
+            done = lines_store(y, buffer, pitch, whole, n, stride, ATTN_BFLOAT16, false);
 #endif
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -212,20 +217,36 @@ store_runs(const struct attn_tensor *t, char *y, int64_t rows, int64_t row, int6
     }
 }
 
+/* LANES bools as a lane mask. */
+ATTN_INLINE vint
+v_load_kept(const char *p)
+{
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return (vint)_mm512_movm_epi32(_mm_test_epi8_mask(bytes, bytes));
+#elif defined ATTN_ISA_AVX512
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)p);
+    return (vint)_mm512_movm_epi64((__mmask8)_mm_test_epi8_mask(bytes, bytes));
+#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
+    return (vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)) != 0;
+#else
+    vint kept;
+    for (int i = 0; i < LANES; i++)
+        kept[i] = -(lane_int)(p[i] != 0);
+    return kept;
+#endif
+}
+
 /* buffer[r][i] = hidden where keep is false. */
 static void
 hide_runs(REAL *buffer, int64_t pitch, const char *keep, int64_t rows, int64_t row, int64_t n, int64_t stride, REAL hidden)
 {
-    typedef uint8_t vbyte __attribute__((vector_size(VECTOR_BYTES / sizeof(REAL))));
     for (int64_t r = 0; r < rows; r++) {
         const char *p = keep + r * row;
         REAL *target = buffer + r * pitch;
         int64_t i = 0;
-        for (; stride == 1 && i + LANES <= n; i += LANES) {
-            vbyte bytes;
-            memcpy(&bytes, p + i, sizeof bytes);
-            v_storeu(target + i, v_select(__builtin_convertvector(bytes, vint) != 0, v_loadu(target + i), v_splat(hidden)));
-        }
+        for (; stride == 1 && i + LANES <= n; i += LANES)
+            v_storeu(target + i, v_select(v_load_kept(p + i), v_loadu(target + i), v_splat(hidden)));
         for (; i < n; i++)
             target[i] = p[i * stride] ? target[i] : hidden;
     }

@@ -27,7 +27,7 @@ attn_stores_done(void)
 }
 #endif
 
-/* The maximum m of a row, and the sum of exp(x - m), times 2^64 (see v_exp_lifted); -inf and anything small where nothing is kept. */
+/* The maximum m of a row, and the sum of exp(x - m), times 2^64 (see v_exp_lifted); -inf and 0 where nothing is kept. */
 struct softmax_total {
     REAL highest, sum;
 };
@@ -212,7 +212,6 @@ ATTN_INLINE void
 softmax_factors(enum attn_softmax_what what, vreal highest, vreal sum, vreal *base, vreal *factor)
 {
     vint nothing = highest == v_splat(-REAL_INFINITY), endless = highest == v_splat(REAL_INFINITY);
-    sum = v_select(nothing & (sum == sum), (vreal){0}, sum);
     *base = v_select(nothing, (vreal){0}, highest);
     if (what == ATTN_SOFTMAX)
         *factor = v_splat(1) / sum;

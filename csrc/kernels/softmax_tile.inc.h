@@ -4,7 +4,8 @@
 #define softmax_work SUFFIX(softmax_work)
 #define softmax_tile SUFFIX(softmax_tile)
 #define softmax_describe SUFFIX(softmax_describe)
-#define softmax_tile_rows SUFFIX(softmax_tile_rows)
+#define softmax_is_across SUFFIX(softmax_is_across)
+#define softmax_cut_lines SUFFIX(softmax_cut_lines)
 #define softmax_tile_at SUFFIX(softmax_tile_at)
 #define softmax_load SUFFIX(softmax_load)
 #define softmax_store SUFFIX(softmax_store)
@@ -33,6 +34,7 @@ struct softmax_work {
     bool direct_x, direct_y;    /* read or written where it lies */
     bool stream, is_long;
     int64_t tile_rows, line_tiles, tiles, task_tiles; /* rows that are worked on together; tiles of a line, of all, of a task */
+    int64_t shift;              /* rows by which the first tile of a line is shorter, for the others to begin where cache lines of y do */
     int64_t block, part, parts; /* elements; parts of a long row */
     int64_t pitch;              /* REALs between rows in scratch */
 };
@@ -43,19 +45,31 @@ struct softmax_tile {
     int64_t offset[SOFTMAX_OPERANDS];
 };
 
-/* Where rows lie side by side and their elements do not, rows of up to four cache lines go together; else as many as share their horizontal sums. */
-static int64_t
-softmax_tile_rows(const struct softmax_work *w)
+/* Whether the rows lie side by side in an operand, and their elements do not. */
+ATTN_INLINE bool
+softmax_is_across(const struct softmax_work *w, int operand, enum attn_type type)
 {
-    int64_t size[] = {attn_type_size(w->a->x.type), 1, attn_type_size(w->a->y.type)}, bytes = w->block * (int64_t)sizeof(REAL);
-    for (int o = SOFTMAX_X; o <= SOFTMAX_Y; o += SOFTMAX_Y - SOFTMAX_X)
-        if (w->line > 1 && w->row_stride[o] == size[o] && w->stride[o] != size[o] && w->n > 1) {
-            int64_t rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
-            while (lines > 1 && lines * rows * bytes > SOFTMAX_TILE)
-                lines /= 2;
-            return lines * rows;
-        }
-    return bytes <= SOFTMAX_SHORT ? LANES : 1;
+    int64_t size = attn_type_size(type);
+    return w->line > 1 && w->n > 1 && w->row_stride[operand] == size && w->stride[operand] != size;
+}
+
+/* There rows of up to four cache lines go together; else as many as share their horizontal sums. */
+static void
+softmax_cut_lines(struct softmax_work *w)
+{
+    int64_t bytes = w->block * (int64_t)sizeof(REAL), line_rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
+    w->tile_rows = bytes <= SOFTMAX_SHORT ? LANES : 1;
+    w->shift = 0;
+    if (softmax_is_across(w, SOFTMAX_X, w->a->x.type) || softmax_is_across(w, SOFTMAX_Y, w->a->y.type)) {
+        while (lines > 1 && lines * line_rows * bytes > SOFTMAX_TILE)
+            lines /= 2;
+        w->tile_rows = lines * line_rows;
+        if (w->stream && run_is_direct(&w->a->y))
+            w->shift = (int64_t)((uintptr_t)w->a->y.data / sizeof(REAL)) % line_rows;
+    }
+    w->line_tiles = (w->line + w->shift + w->tile_rows - 1) / w->tile_rows;
+    w->tiles = w->rows > 0 ? w->rows / w->line * w->line_tiles : 0;
+    w->task_tiles = w->is_long ? 1 : attn_max(SOFTMAX_TASK / attn_max(w->n * w->tile_rows, 1), 1);
 }
 
 static void
@@ -81,19 +95,16 @@ softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
     w->block = w->is_long ? SOFTMAX_BLOCK / (int64_t)sizeof(REAL) : w->n;
     w->part = attn_max(w->block, (w->n + SOFTMAX_PARTS - 1) / SOFTMAX_PARTS);
     w->parts = w->n > 0 ? (w->n + w->part - 1) / w->part : 1;
-    w->tile_rows = softmax_tile_rows(w);
-    w->line_tiles = (w->line + w->tile_rows - 1) / w->tile_rows;
-    w->tiles = w->rows > 0 ? w->rows / w->line * w->line_tiles : 0;
-    w->task_tiles = w->is_long ? 1 : attn_max(SOFTMAX_TASK / attn_max(w->n * w->tile_rows, 1), 1);
+    softmax_cut_lines(w);
     w->pitch = (w->block + 2 * LANES - 1) / LANES * LANES; /* not a power of two, or rows would meet in the same cache sets */
 }
 
 static void
 softmax_tile_at(const struct softmax_work *w, int64_t index, struct softmax_tile *tile)
 {
-    int64_t row = index % w->line_tiles * w->tile_rows;
+    int64_t begin = index % w->line_tiles * w->tile_rows - w->shift, row = attn_max(begin, 0);
     tile->first = index / w->line_tiles * w->line + row;
-    tile->rows = attn_min(w->tile_rows, w->line - row);
+    tile->rows = attn_min(begin + w->tile_rows, w->line) - row;
     softmax_offsets(&w->outer, tile->first, tile->offset);
 }
 
@@ -127,7 +138,7 @@ softmax_store(const struct softmax_work *w, const struct softmax_tile *tile, int
             hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
                       count, w->stride[SOFTMAX_KEEP], a->what == ATTN_SOFTMAX ? 0 : -REAL_INFINITY);
         store_runs(&a->y, a->y.data + tile->offset[SOFTMAX_Y] + offset[SOFTMAX_Y], tile->rows, w->row_stride[SOFTMAX_Y], count, w->stride[SOFTMAX_Y],
-                   buffer + i, w->pitch);
+                   buffer + i, w->pitch, w->stream);
     }
 }
 
