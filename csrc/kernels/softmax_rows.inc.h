@@ -119,9 +119,10 @@ row_highest(const REAL *x, int64_t n)
     return v_max(v_max(top[0], top[1]), v_max(top[2], top[3]));
 }
 
-/* The sum of exp(x - base) 2^64, lane by lane; the terms go to e if `stored`. What lies at `ahead` (as many numbers) is asked for meanwhile. */
+/* The sum of exp(x - base) 2^64, lane by lane; the terms go to e if `stored`. Meanwhile as many numbers are asked for: at `ahead`, to be read, and at y,
+ * to be written. */
 ATTN_INLINE vreal
-row_terms(const REAL *x, int64_t n, vreal base, REAL *e, bool stored, const char *ahead)
+row_terms(const REAL *x, int64_t n, vreal base, REAL *e, bool stored, const REAL *ahead, const REAL *y)
 {
     vreal sum = {0};
     int64_t i = 0;
@@ -132,8 +133,11 @@ row_terms(const REAL *x, int64_t n, vreal base, REAL *e, bool stored, const char
             ATTN_UNROLL
             for (int u = 0; u < 4; u++) {
                 vreal p = v_exp_lifted(v_loadu(x + i + u * LANES) - base);
-                if (u * VECTOR_BYTES % 64 == 0)
-                    __builtin_prefetch(ahead + (i + u * LANES) * (int64_t)sizeof(REAL), 0, 3);
+                if (u * VECTOR_BYTES % 64 == 0) {
+                    __builtin_prefetch(ahead + i + u * LANES, 0, 3);
+                    if (y)
+                        __builtin_prefetch(y + i + u * LANES, 1, 3);
+                }
                 if (stored)
                     v_storeu(e + i + u * LANES, p);
                 part[u] += p;
@@ -162,14 +166,13 @@ softmax_result(enum attn_softmax_what what, vreal source, vreal base, vreal fact
 ATTN_INLINE void
 row_results(enum attn_softmax_what what, const REAL *source, int64_t n, vreal base, vreal factor, REAL *y, bool stream)
 {
-    int64_t i = 0;
-    if (stream && n > LANES) {
-        i = -(int64_t)((uintptr_t)y / sizeof(REAL)) & (LANES - 1);
-        if (i > 0)
-            v_store_part(y, i, softmax_result(what, v_loadu(source), base, factor));
+    int64_t i = n < 4 * LANES ? 0 : -(int64_t)((uintptr_t)y / sizeof(REAL)) & (LANES - 1); /* stores that straddle cache lines are slow */
+    if (i > 0)
+        v_store_part(y, i, softmax_result(what, v_loadu(source), base, factor));
+    if (stream && n >= 4 * LANES)
         for (; i + LANES <= n; i += LANES)
             v_stream(y + i, softmax_result(what, v_loadu(source + i), base, factor));
-    } else
+    else
         for (; i + LANES <= n; i += LANES)
             v_storeu(y + i, softmax_result(what, v_loadu(source + i), base, factor));
     if (i < n)
@@ -207,8 +210,9 @@ softmax_merge(struct softmax_total a, struct softmax_total b)
     return (struct softmax_total){top, a.sum * weight[0] + b.sum * weight[1]};
 }
 
-/* Lane by lane: what row_results needs (base and factor), or, for logsumexp, the result itself in `factor`. */
-ATTN_INLINE void
+/* Lane by lane: what row_results needs (base and factor), or, for logsumexp, the result itself in `factor`.
+ * Not inlined: gcc 12 fails on it (an internal error in gimple-isel) inside loops that it vectorises for SSE2. */
+ATTN_NOINLINE void
 softmax_factors(enum attn_softmax_what what, vreal highest, vreal sum, vreal *base, vreal *factor)
 {
     vint nothing = highest == v_splat(-REAL_INFINITY), endless = highest == v_splat(REAL_INFINITY);
