@@ -213,8 +213,8 @@ group_output(int nv, const REAL *weights, int64_t width, const REAL *value, int6
         output_by_1(weights, width, value, value_row, keys, decay, value_dim, output);
 }
 
-/* The same sum where the values hold NaN or inf and some lanes do not see some keys: 0 NaN is NaN, so hidden terms are left out by select.
- * visible[key] has a bit for each lane, the first one of this group at `shift`. Visible terms are added in the same order as above. */
+/* The same sum where the values hold NaN or inf and some lanes do not see some keys: 0 NaN is NaN, so a hidden value becomes 0, as its weight is.
+ * (Were the sums selected, clang would select the products instead and no longer contract.) visible[key] has a bit for each lane, the first one of this group at `shift`. Visible terms are added in the same order as above. */
 ATTN_NOINLINE void
 output_selected(int nv, const REAL *weights, int64_t width, const uint64_t *visible, int shift, const REAL *value, int64_t value_row, int64_t keys,
                 const vreal *decay, int64_t value_dim, REAL *output)
@@ -223,8 +223,8 @@ output_selected(int nv, const REAL *weights, int64_t width, const uint64_t *visi
         for (int64_t c = 0; c < value_dim; c++) {
             vreal sum = {0};
             for (int64_t t = 0; t < keys; t++) {
-                vreal more = sum + v_splat(value[t * value_row + c]) * v_load(weights + t * width + i * LANES);
-                sum = v_select(v_lane_bits(visible[t] >> (shift + i * LANES)), more, sum);
+                vint seen = v_lane_bits(visible[t] >> (shift + i * LANES));
+                sum += v_select(seen, v_splat(value[t * value_row + c]), (vreal){0}) * v_load(weights + t * width + i * LANES);
             }
             REAL *o = output + c * width + i * LANES;
             v_store(o, v_load(o) * decay[i] + sum);
