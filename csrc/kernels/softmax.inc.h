@@ -15,28 +15,25 @@ softmax_group(const struct softmax_work *w, enum attn_softmax_what what, int64_t
               REAL *y, int64_t y_pitch, REAL *result)
 {
     const bool stored = what == ATTN_SOFTMAX;
-    int64_t n = w->n, bytes = n * (int64_t)sizeof(REAL);
-    int64_t ahead = w->direct_x ? x_pitch * attn_max(rows, SOFTMAX_AHEAD / attn_max(bytes, 1)) : 0;
-    vreal part[VECTOR_BYTES / sizeof(REAL)], highest, sum, base, factor;
-    REAL bases[VECTOR_BYTES / sizeof(REAL)], factors[VECTOR_BYTES / sizeof(REAL)];
-    for (int64_t r = 0; r < LANES; r++)
-        part[r] = r < rows ? row_highest(x + r * x_pitch, n) : v_splat(-REAL_INFINITY);
-    highest = rows == 1 ? v_splat(v_highest(part[0])) : v_highests(part);
-    v_storeu(bases, v_select(highest == v_splat(-REAL_INFINITY), (vreal){0}, highest));
-    for (int64_t r = 0; r < LANES; r++)
-        part[r] = r < rows ? row_terms(x + r * x_pitch, n, v_splat(bases[r]), e + r * e_pitch, stored, (const char *)(x + r * x_pitch + ahead))
-                           : (vreal){0};
-    sum = rows == 1 ? v_splat(v_sum(part[0])) : v_sums(part);
-    if (what == ATTN_LOGSUMEXP && v_any(highest == v_splat(REAL_INFINITY)))
+    int64_t n = w->n, ahead = w->direct_x ? x_pitch * w->tile_rows : 0;
+    bool stream = w->stream && w->direct_y, written = what != ATTN_LOGSUMEXP && w->direct_y && !w->stream;
+    REAL tops[VECTOR_BYTES / sizeof(REAL)] = {0}, sums[VECTOR_BYTES / sizeof(REAL)] = {0}, bases[VECTOR_BYTES / sizeof(REAL)];
+    vreal base, factor;
+    for (int64_t r = 0; r < rows; r++)
+        tops[r] = v_highest(row_highest(x + r * x_pitch, n));
+    v_storeu(bases, softmax_base(v_loadu(tops)));
+    for (int64_t r = 0; r < rows; r++)
+        sums[r] = v_sum(
+            row_terms(x + r * x_pitch, n, v_splat(bases[r]), e + r * e_pitch, stored, x + r * x_pitch + ahead, written ? y + r * y_pitch : NULL));
+    if (what == ATTN_LOGSUMEXP && v_any(v_loadu(tops) == v_splat(REAL_INFINITY)))
         for (int64_t r = 0; r < rows; r++)
-            sum[r] = softmax_total_of(highest[r], sum[r], x + r * x_pitch, n).sum;
-    softmax_factors(what, highest, sum, &base, &factor);
-    v_storeu(what == ATTN_LOGSUMEXP ? result : factors, factor);
+            sums[r] = softmax_total_of(tops[r], sums[r], x + r * x_pitch, n).sum;
+    softmax_factors(what, v_loadu(tops), v_loadu(sums), &base, &factor);
+    v_storeu(result, factor);
     if (what != ATTN_LOGSUMEXP)
         for (int64_t r = 0; r < rows; r++)
-            row_results(what, stored ? e + r * e_pitch : x + r * x_pitch, n, v_splat(bases[r]), v_splat(factors[r]), y + r * y_pitch,
-                        w->stream && w->direct_y);
-    return sum;
+            row_results(what, stored ? e + r * e_pitch : x + r * x_pitch, n, v_splat(bases[r]), v_splat(result[r]), y + r * y_pitch, stream);
+    return v_loadu(sums);
 }
 
 /* A tile of rows that fit into scratch. */

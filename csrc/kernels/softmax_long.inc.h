@@ -25,7 +25,7 @@ softmax_part_totals(const struct softmax_work *w, const struct softmax_tile *til
             const REAL *x =
                 w->direct_x ? (const REAL *)(w->a->x.data + tile->offset[SOFTMAX_X] + r * w->row_stride[SOFTMAX_X]) + i : scratch + r * w->pitch;
             REAL highest = v_highest(row_highest(x, n)), base = highest == -REAL_INFINITY ? 0 : highest;
-            REAL sum = v_sum(row_terms(x, n, v_splat(base), NULL, false, (const char *)(w->direct_x ? x + n : x)));
+            REAL sum = v_sum(row_terms(x, n, v_splat(base), NULL, false, w->direct_x ? x + n : x, NULL));
             total[r] = softmax_merge(total[r], softmax_total_of(highest, sum, x, n));
         }
     }
@@ -38,7 +38,7 @@ softmax_row_results(const struct softmax_work *w, const REAL *x, int64_t n, stru
     vreal base, factor;
     softmax_factors(w->a->what, v_splat(total.highest), v_splat(total.sum), &base, &factor);
     if (w->a->what == ATTN_SOFTMAX) {
-        row_terms(x, n, base, terms, true, (const char *)(w->direct_x ? x + n : x));
+        row_terms(x, n, base, terms, true, w->direct_x ? x + n : x, w->direct_y && !w->stream ? y : NULL);
         row_results(ATTN_SOFTMAX, terms, n, base, factor, y, w->stream && w->direct_y);
     } else
         row_results(ATTN_LOG_SOFTMAX, x, n, base, factor, y, w->stream && w->direct_y);

@@ -7,7 +7,6 @@
 #define v_load_part SUFFIX(v_load_part)
 #define v_store_part SUFFIX(v_store_part)
 #define v_stream SUFFIX(v_stream)
-#define v_highests SUFFIX(v_highests)
 #define softmax_total SUFFIX(softmax_total)
 #define row_highest SUFFIX(row_highest)
 #define row_terms SUFFIX(row_terms)
@@ -16,6 +15,7 @@
 #define softmax_result SUFFIX(softmax_result)
 #define softmax_total_of SUFFIX(softmax_total_of)
 #define softmax_merge SUFFIX(softmax_merge)
+#define softmax_base SUFFIX(softmax_base)
 #define softmax_factors SUFFIX(softmax_factors)
 
 static inline void
@@ -86,18 +86,6 @@ v_stream(REAL *p, vreal x)
 #endif
 }
 
-/* The largest lanes of LANES vectors as one vector, in order; a is used up. See v_sums. */
-ATTN_INLINE vreal
-v_highests(vreal *a)
-{
-    ATTN_UNROLL
-    for (int n = LANES / 2; n > 0; n /= 2)
-        ATTN_UNROLL
-        for (int i = 0; i < n; i++)
-            a[i] = v_max(v_interleave_low(a[i], a[i + n]), v_interleave_high(a[i], a[i + n]));
-    return a[0];
-}
-
 /* The largest of a row, lane by lane; NaN does not count. */
 ATTN_INLINE vreal
 row_highest(const REAL *x, int64_t n)
@@ -106,7 +94,7 @@ row_highest(const REAL *x, int64_t n)
     vreal top[8] = {nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing};
     int64_t i = 0;
     for (; i + 8 * LANES <= n; i += 8 * LANES)
-        ATTN_UNROLL
+    ATTN_UNROLL
         for (int u = 0; u < 8; u++)
             top[u] = v_max(v_loadu(x + i + u * LANES), top[u]);
     ATTN_UNROLL
@@ -210,13 +198,20 @@ softmax_merge(struct softmax_total a, struct softmax_total b)
     return (struct softmax_total){top, a.sum * weight[0] + b.sum * weight[1]};
 }
 
+/* What is subtracted from the numbers: -inf - -inf would be NaN. */
+ATTN_INLINE vreal
+softmax_base(vreal highest)
+{
+    return v_select(highest == v_splat(-REAL_INFINITY), (vreal){0}, highest);
+}
+
 /* Lane by lane: what row_results needs (base and factor), or, for logsumexp, the result itself in `factor`.
  * Not inlined: gcc 12 fails on it (an internal error in gimple-isel) inside loops that it vectorises for SSE2. */
 ATTN_NOINLINE void
 softmax_factors(enum attn_softmax_what what, vreal highest, vreal sum, vreal *base, vreal *factor)
 {
-    vint nothing = highest == v_splat(-REAL_INFINITY), endless = highest == v_splat(REAL_INFINITY);
-    *base = v_select(nothing, (vreal){0}, highest);
+    vint endless = highest == v_splat(REAL_INFINITY);
+    *base = softmax_base(highest);
     if (what == ATTN_SOFTMAX)
         *factor = v_splat(1) / sum;
     else

@@ -15,10 +15,9 @@ enum {
     SOFTMAX_RESIDENT = 128 << 10,    /* bytes of the longest row that is kept while it is worked on */
     SOFTMAX_BLOCK = 64 << 10,        /* bytes of a longer row looked at together */
     SOFTMAX_PARTS = 256,             /* parts of a long row at most: every task of the second phase merges them all */
-    SOFTMAX_SHORT = 2 << 10,         /* bytes of a row below which LANES rows share their horizontal sums */
     SOFTMAX_TILE = 1 << 20,          /* bytes of rows brought into scratch together where neighbouring rows share cache lines */
     SOFTMAX_TASK = 1 << 16,          /* elements of a task */
-    SOFTMAX_AHEAD = 16 << 10,        /* bytes between what is computed and what is asked for */
+    SOFTMAX_GROUP = 8 << 10,  /* bytes of rows whose logarithms and divisions are one vector: with as many asked for meanwhile, all in L1 */
     SOFTMAX_LINE = 64,               /* bytes of a cache line */
     SOFTMAX_MOST_ROWS = 4 * SOFTMAX_LINE / 4 /* rows of a tile */
 };
@@ -58,7 +57,7 @@ static void
 softmax_cut_lines(struct softmax_work *w)
 {
     int64_t bytes = w->block * (int64_t)sizeof(REAL), line_rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
-    w->tile_rows = bytes <= SOFTMAX_SHORT ? LANES : 1;
+    w->tile_rows = attn_max(attn_min(SOFTMAX_GROUP / attn_max(bytes, 1), LANES), 1);
     w->shift = 0;
     if (softmax_is_across(w, SOFTMAX_X, w->a->x.type) || softmax_is_across(w, SOFTMAX_Y, w->a->y.type)) {
         while (lines > 1 && lines * line_rows * bytes > SOFTMAX_TILE)
