@@ -70,7 +70,13 @@ narrowed(double x)
 ATTN_INLINE REAL
 element_to_real(const char *element, enum attn_type type, bool swapped)
 {
-    union { float f; double d; uint16_t h; uint8_t b; int64_t i; } x;
+    union {
+        float f;
+        double d;
+        uint16_t h;
+        uint8_t b;
+        int64_t i;
+    } x;
     attn_copy_element(&x, element, attn_type_size(type), swapped);
     switch (type) {
     case ATTN_FLOAT32:
@@ -97,7 +103,12 @@ to_real(const char *element, enum attn_type type, bool swapped)
 ATTN_NOINLINE void
 from_real(char *element, REAL value, enum attn_type type, bool swapped)
 {
-    union { float f; double d; uint16_t h; uint8_t b; } x;
+    union {
+        float f;
+        double d;
+        uint16_t h;
+        uint8_t b;
+    } x;
     switch (type) {
     case ATTN_FLOAT32:
         x.f = (float)value;

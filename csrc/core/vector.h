@@ -1,6 +1,7 @@
 /* vector.h: a vector of REAL and the few operations that differ between instruction sets. Included once per REAL, without a guard.
  *
- * Given      REAL (float or double), SUFFIX(name), REAL_BITS (32 or 64), VECTOR_BYTES (64, 32 or 16), one of ATTN_ISA_AVX512, ATTN_ISA_AVX2, ATTN_ISA_BASELINE
+ * Given      REAL (float or double), SUFFIX(name), REAL_BITS (32 or 64), VECTOR_BYTES (64, 32 or 16),
+ *            one of ATTN_ISA_AVX512, ATTN_ISA_AVX2, ATTN_ISA_BASELINE
  * Defines    vreal, vint (lane masks: 0 or -1), LANES and the v_ functions below, all always inlined into the level's own code.
  * + - * / and comparisons are those of GNU vectors. A scalar operand is widened with v_splat: a bare scalar would be converted first. */
 

@@ -17,7 +17,8 @@
  *            attention_received: output (B.., H, S). Outputs overlap no input and no element of themselves.
  * Special    A row that sees no key: 0 and -inf (with a sink: 0 and the sink). Hidden elements of any operand are never used: NaN there is harmless.
  *            A visible NaN or +inf score makes its row NaN. Scores beyond +-FLT_MAX ln 2 that come of finite operands saturate there.
- * Accuracy   |O - exact| <= u (8 + 2 r_n + 2 (r_d + 3) S_i) A_i with r_d = E, r_n = 64 + ceil(S / 64); the worst ratios seen are in tests/accuracy.json.
+ * Accuracy   |O - exact| <= u (8 + 2 r_n + 2 (r_d + 3) S_i) A_i with r_d = E, r_n = 64 + ceil(S / 64);
+ *            the worst ratios seen are in tests/accuracy.json.
  * Source     Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Dao 2023 (arXiv 2307.08691), algorithm 1; Milakov, Gimelshein 2018
  *            (arXiv 1805.02867) for merging; Press et al. 2022 (arXiv 2108.12409) for ALiBi; Salmon et al. 2011 (Threefry-4x32-20) for dropout. */
 #ifndef ATTN_ATTENTION_H

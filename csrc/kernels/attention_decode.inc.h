@@ -86,7 +86,8 @@ decode_load_side(const struct attn_tensor *t, const char *data, int keys, int64_
 
 /* What is done to the scores of one row between the product and the softmax; hidden ones, and those past the end, become -inf. */
 static void
-decode_terms(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w, int h, REAL *score)
+decode_terms(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
+             int h, REAL *score)
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     int64_t first = block->first + w->from;
@@ -99,7 +100,8 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
             v_store(score + t, s);
             for (int n = t; n < t + LANES && n < w->keys; n++)
                 if (score[n] - score[n] != 0 && (seen >> n & 1))
-                    score[n] = repaired_score(a, rows_query(a, batch, rows->head[h], rows->index[h]), block->key_data + (w->from + n) * a->key.row, score[n]);
+                    score[n] = repaired_score(a, rows_query(a, batch, rows->head[h], rows->index[h]), block->key_data + (w->from + n) * a->key.row,
+                                              score[n]);
             s = v_load(score + t);
         }
         if (a->softcap != 0)
@@ -115,7 +117,8 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
 
 /* Scores of one row become weights; the running maximum moves, decay is what older sums are multiplied by. */
 static void
-decode_softmax(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t first, int keys, int h, struct decode_state *state)
+decode_softmax(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t first, int keys, int h,
+               struct decode_state *state)
 {
     REAL *score = state->scores + h * ATTN_BLOCK;
     vreal highest = v_splat(state->top[h]), base, decay, sum = {0};

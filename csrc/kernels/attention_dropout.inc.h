@@ -1,7 +1,7 @@
 /* attention_dropout.inc.h: the dropout mask, a pure function of the key and of (batch number, head, i, j).
  *
- * r = word j mod 4 of Threefry-4x32-20 at counter (j / 4, i, head, batch); the entry is kept where r >= p 2^32. Additions, rotations and exclusive ors
- * only, so every level computes the same bits. */
+ * r = word j mod 4 of Threefry-4x32-20 at counter (j / 4, i, head, batch); the entry is kept where r >= p 2^32. Additions, rotations and
+ * exclusive ors only, so every level computes the same bits. */
 #ifndef ATTN_DROPOUT_NAMES
 #define ATTN_DROPOUT_NAMES
 #define vword SUFFIX(vword)
@@ -50,7 +50,8 @@ threefry(vword *x, const uint32_t *key)
 
 /* Sets dropped weights of a group to 0: lanes are queries. Kept ones are divided by 1 - p when the output is finished. */
 static void
-drop_weights(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int lane, int nv, int64_t width, REAL *weights, int64_t key, int keys)
+drop_weights(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int lane, int nv, int64_t width, REAL *weights,
+             int64_t key, int keys)
 {
     uint32_t threshold = attn_dropout_threshold(a->dropout_p);
     for (int i = 0; i < nv; i++) {

@@ -115,7 +115,8 @@ has_terms(const struct attn_attention *a)
 
 /* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */
 static enum attn_sight
-tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, bool by_key, struct workplace *w)
+tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, bool by_key,
+           struct workplace *w)
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     int64_t from = attn_max(block->first, rows->any_first), end = attn_min(block->first + block->keys, rows->any_end);
@@ -153,8 +154,8 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
     for (int i = 0; i < s->nv; i++)
         ignored[i] = top[i];
     const REAL *soon = w->first_use && block->value ? block->value + first * block->value_row : NULL;
-    group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, soon, block->value_row, s->scores,
-                 changed ? ignored : top);
+    group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, soon, block->value_row,
+                 s->scores, changed ? ignored : top);
     if (!changed)
         return;
     if (scales_scores(a))
@@ -237,7 +238,8 @@ softmax_step(vreal old, vreal top, vreal *base, vreal *decay)
 }
 
 static void
-attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, const struct workplace *w, const struct segment *s)
+attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, const struct workplace *w,
+               const struct segment *s)
 {
     vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
     REAL *tops = rows->top + s->lane, *sums = rows->sum + s->lane;
@@ -276,7 +278,8 @@ attend(const struct attn_attention *a, int64_t batch, struct row_block *rows, st
 
 /* n row blocks, laid out `bytes` apart, attend to keys first ... end - 1. False: told to stop. */
 static bool
-attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, char *blocks, size_t bytes, int64_t n, int64_t first, int64_t end, struct workplace *w)
+attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, char *blocks, size_t bytes, int64_t n, int64_t first, int64_t end,
+             struct workplace *w)
 {
     int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK, lowest = end, highest = first;
     for (int64_t i = 0; i < n; i++) {
@@ -342,7 +345,8 @@ rows_finish(const struct attn_attention *a, int64_t batch, const struct row_bloc
     }
     if (!direct)
         for (int lane = 0; lane < rows->count; lane++)
-            store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], a->value_dim, output->type, output->swapped);
+            store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], a->value_dim, output->type,
+                      output->swapped);
     if (a->lse.data) {
         char *lse = output_batch(a, &a->lse, batch);
         for (int lane = 0; lane < rows->count; lane++)

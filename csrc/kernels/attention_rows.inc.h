@@ -251,7 +251,8 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
 
 /* Describes and loads a row block. staging: 64 rows of E REALs rounded up to whole vectors, for what cannot be read in place. */
 static void
-rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging, struct row_block *rows)
+rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging,
+          struct row_block *rows)
 {
     const struct attn_tensor *query = &a->query;
     const char *data = scalar_at(a, query, batch, 0);

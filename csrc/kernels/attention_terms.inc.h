@@ -63,7 +63,7 @@ sum_of_abs(const REAL *x, int64_t row, int rows, int64_t n)
         const REAL *p = x + r * row;
         int64_t i = 0;
         for (; i + 4 * LANES <= n; i += 4 * LANES)
-            ATTN_UNROLL
+    ATTN_UNROLL
             for (int k = 0; k < 4; k++)
                 sum[k] += v_abs(v_loadu(p + i + k * LANES));
         for (; i + LANES <= n; i += LANES)
@@ -96,7 +96,8 @@ block_rows(const struct attn_tensor *t, const char *data, int keys, int64_t n, b
 
 /* value may be absent. */
 static void
-key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, REAL *memory, struct key_block *block)
+key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, REAL *memory,
+               struct key_block *block)
 {
     block->first = first;
     block->keys = keys;
@@ -108,7 +109,8 @@ key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, i
     if (!a->value.data)
         return;
     memory += ATTN_BLOCK * ((a->head_dim + LANES - 1) / LANES * LANES);
-    block->value = block_rows(&a->value, scalar_at(a, &a->value, batch, kv_head) + first * a->value.row, keys, a->value_dim, shared, memory, &block->value_row);
+    block->value = block_rows(&a->value, scalar_at(a, &a->value, batch, kv_head) + first * a->value.row, keys, a->value_dim, shared, memory,
+                              &block->value_row);
 }
 
 /* Whether all values of a block are finite: 0 times one that is not is NaN. */

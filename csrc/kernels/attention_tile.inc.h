@@ -6,6 +6,7 @@
  * most 64 keys, started at 0 and added once. */
 #ifndef ATTN_TILE_NAMES
 #define ATTN_TILE_NAMES
+#define row_at SUFFIX(row_at)
 #define tile_product SUFFIX(tile_product)
 #define tile_scores SUFFIX(tile_scores)
 #define tile_output SUFFIX(tile_output)
@@ -39,7 +40,7 @@ tile_product(vreal (*sum)[GROUP_VECTORS], int rows, int nv, const REAL *a, int64
 {
     for (int64_t t = 0; t < steps; t++) {
         vreal lane[GROUP_VECTORS];
-        ATTN_UNROLL
+    ATTN_UNROLL
         for (int i = 0; i < nv; i++)
             lane[i] = v_load(b + t * width + i * LANES);
         ATTN_UNROLL
@@ -54,7 +55,8 @@ tile_product(vreal (*sum)[GROUP_VECTORS], int rows, int nv, const REAL *a, int64
 
 /* scores[r][lane] = key r . query; top follows their maximum. Meanwhile the next keys are asked for, and the rows of `soon`, one for each key. */
 ATTN_INLINE void
-tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, const REAL *soon, int64_t soon_row,
+tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, const REAL *soon,
+            int64_t soon_row,
             REAL *scores, vreal *top)
 {
     vreal sum[16][GROUP_VECTORS];
@@ -81,7 +83,8 @@ tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key,
 
 /* output[c][lane] = output[c][lane] decay + sum over keys of value[key][c] weight[key][lane], c = 0 ... columns - 1. */
 ATTN_INLINE void
-tile_output(int columns, int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, REAL *output)
+tile_output(int columns, int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay,
+            REAL *output)
 {
     vreal sum[16][GROUP_VECTORS];
     ATTN_UNROLL
@@ -99,6 +102,13 @@ tile_output(int columns, int nv, const REAL *weights, int64_t width, const REAL 
         }
 }
 
+/* A row that may be absent altogether. */
+ATTN_INLINE const REAL *
+row_at(const REAL *rows, int64_t offset)
+{
+    return rows ? rows + offset : NULL;
+}
+
 /* All keys of a block, in tiles: whole ones, then what is left in tiles of 8, 4, 2 and 1. A rest of 2 behind a tile of 6 becomes two tiles of 4. */
 ATTN_INLINE void
 scores_of(int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
@@ -111,22 +121,23 @@ scores_of(int nv, const REAL *query, int64_t width, const REAL *key, int64_t key
     for (int i = 0; i < nv; i++)
         highest[i] = top[i];
     for (; t + rows <= whole; t += rows)
-        tile_scores(rows, nv, query, width, key + t * key_row, key_row, head_dim, soon ? soon + t * soon_row : NULL, soon_row, scores + t * width, highest);
+        tile_scores(rows, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row, scores + t * width, highest);
     for (; rows > 8 && t + 8 <= keys; t += 8)
-        tile_scores(8, nv, query, width, key + t * key_row, key_row, head_dim, soon ? soon + t * soon_row : NULL, soon_row, scores + t * width, highest);
+        tile_scores(8, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row, scores + t * width, highest);
     for (; t + 4 <= keys; t += 4)
-        tile_scores(4, nv, query, width, key + t * key_row, key_row, head_dim, soon ? soon + t * soon_row : NULL, soon_row, scores + t * width, highest);
+        tile_scores(4, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row, scores + t * width, highest);
     for (; t + 2 <= keys; t += 2)
-        tile_scores(2, nv, query, width, key + t * key_row, key_row, head_dim, soon ? soon + t * soon_row : NULL, soon_row, scores + t * width, highest);
+        tile_scores(2, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row, scores + t * width, highest);
     for (; t < keys; t++)
-        tile_scores(1, nv, query, width, key + t * key_row, key_row, head_dim, soon ? soon + t * soon_row : NULL, soon_row, scores + t * width, highest);
+        tile_scores(1, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row, scores + t * width, highest);
     ATTN_UNROLL
     for (int i = 0; i < nv; i++)
         top[i] = highest[i];
 }
 
 ATTN_INLINE void
-output_of(int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim, REAL *output)
+output_of(int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim,
+          REAL *output)
 {
     const int columns = TILE_ROWS(nv);
     int64_t c = 0, whole = columns == 6 && value_dim % 6 == 2 && value_dim > 6 ? value_dim - 8 : value_dim;
@@ -157,13 +168,15 @@ scores_by_2(const REAL *query, int64_t width, const REAL *key, int64_t key_row, 
 }
 
 ATTN_NOINLINE void
-output_by_1(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim, REAL *output)
+output_by_1(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim,
+            REAL *output)
 {
     output_of(1, weights, width, value, value_row, keys, decay, value_dim, output);
 }
 
 ATTN_NOINLINE void
-output_by_2(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim, REAL *output)
+output_by_2(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim,
+            REAL *output)
 {
     output_of(2, weights, width, value, value_row, keys, decay, value_dim, output);
 }
@@ -177,7 +190,8 @@ scores_by_4(const REAL *query, int64_t width, const REAL *key, int64_t key_row, 
 }
 
 ATTN_NOINLINE void
-output_by_4(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim, REAL *output)
+output_by_4(const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim,
+            REAL *output)
 {
     output_of(4, weights, width, value, value_row, keys, decay, value_dim, output);
 }
@@ -200,7 +214,8 @@ group_scores(int nv, const REAL *query, int64_t width, const REAL *key, int64_t 
 }
 
 ATTN_INLINE void
-group_output(int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim, REAL *output)
+group_output(int nv, const REAL *weights, int64_t width, const REAL *value, int64_t value_row, int64_t keys, const vreal *decay, int64_t value_dim,
+             REAL *output)
 {
 #ifdef ATTN_ISA_AVX512
     if (nv == 4)
@@ -214,7 +229,8 @@ group_output(int nv, const REAL *weights, int64_t width, const REAL *value, int6
 }
 
 /* The same sum where the values hold NaN or inf and some lanes do not see some keys: 0 NaN is NaN, so a hidden value becomes 0, as its weight is.
- * (Were the sums selected, clang would select the products instead and no longer contract.) visible[key] has a bit for each lane, the first one of this group at `shift`. Visible terms are added in the same order as above. */
+ * Were the sums selected, clang would select the products instead and no longer contract. visible[key] has a bit for each lane, the first one of
+ * this group at `shift`. Visible terms are added in the same order as above. */
 ATTN_NOINLINE void
 output_selected(int nv, const REAL *weights, int64_t width, const uint64_t *visible, int shift, const REAL *value, int64_t value_row, int64_t keys,
                 const vreal *decay, int64_t value_dim, REAL *output)

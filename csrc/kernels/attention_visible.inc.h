@@ -13,7 +13,8 @@
 static void
 attn_transpose_bits(uint64_t *word)
 {
-    static const uint64_t low[6] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff, 0x0f0f0f0f0f0f0f0f, 0x3333333333333333, 0x5555555555555555};
+    static const uint64_t low[6] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff,
+                                    0x0f0f0f0f0f0f0f0f, 0x3333333333333333, 0x5555555555555555};
     for (int step = 0; step < 6; step++) {
         int shift = 32 >> step;
         for (int i = 0; i < 64; i = (i + shift + 1) & ~shift) {

@@ -33,7 +33,7 @@ probe_fma(int64_t rounds)
     for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
         sum[i] = v_splat((REAL)i);
     for (int64_t round = 0; round < rounds; round++)
-        ATTN_UNROLL
+    ATTN_UNROLL
         for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
             sum[i] = fused(sum[i], shrink, more);
     volatile REAL kept = 0;
