@@ -15,10 +15,9 @@ def extra(name):
             for other in own[1].split(","):
                 yield from extra(other.strip())
         else:
-            yield requirement.replace(" ", "")
+            yield requirement
 
 
-if sys.argv[1] == "build":
-    print(*project["build-system"]["requires"], *project["project"]["dependencies"])
-else:
-    print(*extra(sys.argv[1]))
+build = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+wanted = build if sys.argv[1] == "build" else extra(sys.argv[1])
+print(*(requirement.replace(" ", "") for requirement in wanted))  # one word each, for the shell
