@@ -5,6 +5,7 @@
 #define ATTN_VISIBLE_NAMES
 #define visible_lanes SUFFIX(visible_lanes)
 #define mask_tile SUFFIX(mask_tile)
+#define bytes_to_bits SUFFIX(bytes_to_bits)
 #define lane_operand SUFFIX(lane_operand)
 #define additive_tile SUFFIX(additive_tile)
 #define additive_keys SUFFIX(additive_keys)
@@ -46,30 +47,48 @@ lane_operand(const struct attn_tensor *t, const char *batch_data, const struct r
     return batch_data + rows->head[lane] * t->head + rows->index[lane] * t->row + key * t->column;
 }
 
-/* Clears the bits of hidden keys in a boolean mask. Eight bytes at a time where keys lie side by side: a multiplication gathers their low bits. */
+/* A bit for each of 64 bytes: set where it is not 0. */
+ATTN_INLINE uint64_t
+bytes_to_bits(const char *p)
+{
+#if defined ATTN_ISA_AVX512
+    __m512i x = _mm512_loadu_si512(p);
+    return _mm512_test_epi8_mask(x, x);
+#elif defined ATTN_ISA_AVX2
+    __m256i low = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)p), _mm256_setzero_si256());
+    __m256i high = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)(p + 32)), _mm256_setzero_si256());
+    return ~((uint64_t)(uint32_t)_mm256_movemask_epi8(low) | (uint64_t)(uint32_t)_mm256_movemask_epi8(high) << 32);
+#elif defined __SSE2__
+    uint64_t zeros = 0;
+    for (int i = 0; i < 4; i++)
+        zeros |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + 16 * i)), _mm_setzero_si128())) << 16 * i;
+    return ~zeros;
+#else
+    uint64_t bits = 0;
+    for (int j = 0; j < 64; j++)
+        bits |= (uint64_t)(p[j] != 0) << j;
+    return bits;
+#endif
+}
+
+/* Clears the bits of hidden keys in a boolean mask. */
 static void
 mask_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
 {
     for (int lane = 0; lane < rows->count; lane++) {
         const char *p = lane_operand(t, batch_data, rows, lane, key);
         uint64_t bits = 0;
-        int j = 0;
         if (t->column == 0)
             bits = *p ? ~(uint64_t)0 : 0;
-        else {
-#if defined __BYTE_ORDER__ && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-            for (; t->column == 1 && j + 8 <= keys; j += 8) {
-                uint64_t eight;
-                memcpy(&eight, p + j, 8);
-                eight = (eight | eight >> 4) & 0x0f0f0f0f0f0f0f0f; /* any bit set counts as true */
-                eight = (eight | eight >> 2) & 0x0303030303030303;
-                eight = (eight | eight >> 1) & 0x0101010101010101;
-                bits |= (eight * 0x0102040810204080 >> 56) << j;
-            }
-#endif
-            for (; j < keys; j++)
+        else if (t->column == 1 && keys == 64)
+            bits = bytes_to_bits(p);
+        else if (t->column == 1) {
+            char part[64] = {0};
+            memcpy(part, p, (size_t)keys);
+            bits = bytes_to_bits(part);
+        } else
+            for (int j = 0; j < keys; j++)
                 bits |= (uint64_t)(p[j * t->column] != 0) << j;
-        }
         seen[lane] &= bits;
     }
 }
