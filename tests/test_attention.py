@@ -81,7 +81,7 @@ def test_head_sizes(dtype):
         for n in range(1, 71):
             seed = seed_of("sizes", dtype, L, n)
             rng = np.random.default_rng(seed)
-            check(*operands(rng, TYPES[dtype], batch=(), H=2, G=1, L=L, S=67, E=n, D=71 - n), note=f"seed {seed}")
+            check(*operands(rng, TYPES[dtype], batch=(6,), H=2, G=1, L=L, S=67, E=n, D=71 - n), note=f"seed {seed}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
