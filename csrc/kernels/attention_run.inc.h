@@ -3,6 +3,7 @@
 #define ATTN_RUN_NAMES
 #define attention_plan SUFFIX(attention_plan)
 #define attention_run SUFFIX(attention_run)
+#define place_task SUFFIX(place_task)
 #define attend_part SUFFIX(attend_part)
 #define attend_blocks SUFFIX(attend_blocks)
 #define attn_attention_kernel SUFFIX(attn_attention)
@@ -58,15 +59,25 @@ attend_blocks(const struct attn_attention *a, const struct attn_forward_cut *cut
         rows_finish(a, batch, (struct row_block *)(memory + (size_t)i * bytes), w);
 }
 
-/* Task number to (key/value head, row blocks or part): where later rows see more keys the last row blocks come first, heads next to one another. */
+/* Task number to (key/value head, chunk of its row blocks or part of its keys). As many heads are worked on at a time as there are threads, so that each
+ * thread finds the keys and values of its head in its cache. Where later rows see more keys, the longest chunks of a head come first. */
+ATTN_INLINE void
+place_task(const struct attn_attention *a, const struct attn_forward_cut *cut, int64_t task, int64_t *kv, int64_t *chunk)
+{
+    int64_t first = task / (cut->tasks * a->call.threads) * a->call.threads, together = attn_min(a->call.threads, cut->kv_heads - first);
+    int64_t rest = task - first * cut->tasks;
+    *kv = first + rest % together;
+    *chunk = a->is_causal ? cut->tasks - 1 - rest / together : rest / together;
+}
+
 static void
 attention_run(const void *arguments, int phase, int64_t task, void *scratch)
 {
     const struct attn_attention *a = arguments;
     struct attn_forward_cut cut = attn_forward_cut(a);
-    int64_t kv_heads = a->heads / a->group;
-    int64_t chunk = a->is_causal ? cut.tasks - 1 - task / cut.kv_heads : task % cut.tasks;
-    int64_t kv = phase == 1 ? task : a->is_causal ? task % cut.kv_heads : task / cut.tasks;
+    int64_t kv_heads = a->heads / a->group, kv = task, chunk = 0;
+    if (phase == 0)
+        place_task(a, &cut, task, &kv, &chunk);
     int64_t batch = kv / kv_heads, kv_head = kv % kv_heads;
     struct workplace *w = workplace_open(scratch, a->head_dim, a->value_dim);
     char *memory = (char *)scratch + workplace_bytes(a->head_dim, a->value_dim);
