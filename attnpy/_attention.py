@@ -227,8 +227,8 @@ def attention_weights(
         If an array is complex, a masked array or otherwise not of real numbers, if `attn_mask` is of integers, or
         `rows` not of integers.
     ValueError
-        If shapes do not fit, a number is out of range, one of `rows` is outside -L … L - 1, or `out` has another shape or
-        dtype.
+        If shapes do not fit, a number is out of range, one of `rows` is not in -L … L - 1, or `out` has another shape
+        or dtype.
 
     See Also
     --------
@@ -545,7 +545,7 @@ def dropout_mask(shape: Sequence[int], dropout_p: float, key: DropoutKey, *, dty
     >>> import attnpy
     >>> attnpy.dropout_mask((2, 5), 0.5, attnpy.DropoutKey(0), dtype=bool)
     array([[ True,  True,  True, False, False],
-           [ True,  True,  True,  True, False]])
+           [False,  True, False,  True,  True]])
     """
     if not isinstance(key, DropoutKey):
         raise TypeError(f"key is {_kind(key)}; it must be a DropoutKey: key = attnpy.dropout_key(rng)")
@@ -563,7 +563,9 @@ def _words_of(rng, dropout_p):
     try:
         p = math.fabs(dropout_p)
     except TypeError:
-        raise TypeError(f"dropout_p is {_kind(dropout_p)}; it must be a number in [0, 1)") from None
+        p = None
+    if p is None or isinstance(dropout_p, bool):
+        raise TypeError(f"dropout_p is {_kind(dropout_p)}; it must be a number in [0, 1)")
     if not (0 <= p < 1 and p == dropout_p):
         raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1)")
     if isinstance(rng, DropoutKey):

@@ -34,7 +34,8 @@ def test_keys_cannot_be_changed():
         del key.words
     with pytest.raises(AttributeError):
         key.more = 1
-    key.__init__(2)
+    with pytest.raises(TypeError):
+        key.__init__(2)
     assert key == DropoutKey(1)
 
 
@@ -62,7 +63,7 @@ def test_dropout_key_draws_four_words():
             attnpy.dropout_key(rng)
 
 
-@pytest.mark.parametrize("p", [0.0, 0, -0.0, np.float32(0), False])
+@pytest.mark.parametrize("p", [0.0, 0, -0.0, np.float32(0)])
 def test_nothing_is_drawn_without_dropout(p):
     arrays = operands()
     plain = attnpy.scaled_dot_product_attention(*arrays)
@@ -88,7 +89,7 @@ def test_nothing_is_drawn_by_a_call_that_is_refused():
     assert generator.random() == np.random.default_rng(3).random()
 
 
-@pytest.mark.parametrize("p", [-0.1, 1, 1.5, np.nan, np.inf, True, -1e-300])
+@pytest.mark.parametrize("p", [-0.1, 1, 1.5, np.nan, np.inf, -1e-300])
 def test_dropout_p_out_of_range(p):
     for rng in (None, np.random.default_rng(), DropoutKey(1)):
         with pytest.raises(ValueError, match=r"dropout_p is .*; it must be in \[0, 1\)"):
@@ -97,7 +98,7 @@ def test_dropout_p_out_of_range(p):
         attnpy.dropout_mask((2, 2), p, DropoutKey(1), dtype=bool)
 
 
-@pytest.mark.parametrize("p", ["0.5", None, [0.5], 1j])
+@pytest.mark.parametrize("p", ["0.5", None, [0.5], 1j, True, False])
 def test_dropout_p_of_another_type(p):
     with pytest.raises(TypeError, match="dropout_p is an? .*; it must be a number"):
         attnpy.scaled_dot_product_attention(*operands(), dropout_p=p, rng=DropoutKey(1))
