@@ -441,7 +441,7 @@ class DropoutKey:
         object.__setattr__(self, "words", words)
         return self
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Any = None) -> None:
         raise AttributeError("a DropoutKey cannot be changed")
 
     __delattr__ = __setattr__  # type: ignore[assignment]
