@@ -41,7 +41,8 @@ def theirs(*arrays, **options):
 
 
 def assert_close(got, wanted, note=""):
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=64 * 2.0**-24, err_msg=str(note))
+    """Unit variance, small sizes: a tenth of what the accuracy rule would let two results be apart."""
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=256 * 2.0**-24, err_msg=str(note))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

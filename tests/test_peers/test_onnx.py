@@ -52,7 +52,8 @@ def operands(seed, L, S, E, *, batch=2, H=4, G=4, dtype=np.float32):
 
 
 def assert_close(got, wanted, note="", unit=2.0**-24):
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=64 * unit, err_msg=str(note))
+    """Unit variance, small sizes: a tenth of what the accuracy rule would let two results be apart."""
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=256 * unit, err_msg=str(note))
 
 
 @pytest.mark.parametrize("version", [23, 24])
@@ -139,7 +140,7 @@ def test_other_types(dtype):
     wanted = theirs(*arrays)
     assert got.dtype == dtype and wanted.dtype == dtype
     assert np.abs(got - exact).max() <= np.abs(wanted - exact).max()
-    assert_close(got, wanted, unit=2.0**-24 if dtype == np.float64 else 2.0**-13)
+    assert_close(got, wanted, unit=2.0**-24 if dtype == np.float64 else 2.0**-15)
 
 
 def test_differs_causal_from_the_bottom_right():
