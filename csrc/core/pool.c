@@ -1,7 +1,7 @@
 /* pool.c: jobs, and the workers that help with them.
  *
  * Who runs what is decided under one lock; tasks are handed out by an atomic counter without it. A worker joins the oldest job that has tasks left
- * and room for one more, and leaves it when there are none. A job lies on its caller's stack: the caller takes it off the list and then waits until
+ * and room for one more, and leaves it when there are none, or when new callers need its processor. A job lies on its caller's stack: the caller takes it off the list and then waits until
  * all who joined have left, and whoever leaves does not touch it after giving back the lock. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 #include "pool.h"
 #include "system.h"
 
+#include <fenv.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -20,16 +21,18 @@ struct open_job {
     struct attn_job *job;
     atomic_llong next;        /* task */
     atomic_int participants;  /* now; changed under the lock */
-    int joined, limit;        /* so far, at most; the caller is one of them */
+    int seats;                /* how many more may join */
+    void **scratch;           /* a stack, for each who may join */
     bool caller_sleeps;       /* on pool->left, when a participant should wake it */
-    void **scratch;           /* for each who joins */
 };
 
 /* Fork leaves the child with the forking thread alone: it starts a pool of its own and never looks at the old one. */
 struct pool {
     pthread_mutex_t lock;
     struct open_job *jobs[MOST_JOBS]; /* oldest first */
-    int open, callers, workers, running, sleeping;
+    int open, workers, spinning;
+    atomic_int callers, running; /* changed under the lock, looked at between tasks */
+    atomic_int sleeping;
     struct attn_gate work; /* changes when a worker may find something to do */
     struct attn_gate left; /* changes when a job that its caller waits for has no participants any more */
 };
@@ -53,18 +56,17 @@ may_spin(void)
     return attn_get_num_threads() <= attn_usable_cpu_count();
 }
 
-/* Looks at the gate for a short while, then sleeps; the gate may be woken for nothing. */
-static void
-spin_then_wait(struct attn_gate *gate, unsigned seen, int64_t limit)
+/* Looks at the gate for a short while; true when it has changed. */
+static bool
+spin_on(struct attn_gate *gate, unsigned seen)
 {
-    if (may_spin())
-        for (const int64_t end = attn_nanoseconds() + SPIN_NANOSECONDS; attn_nanoseconds() < end;)
-            for (int i = 0; i < 16; i++) {
-                if (atomic_load_explicit(&gate->word, memory_order_acquire) != seen)
-                    return;
-                pause_processor();
-            }
-    attn_gate_wait(gate, seen, limit);
+    for (const int64_t end = attn_nanoseconds() + SPIN_NANOSECONDS; attn_nanoseconds() < end;)
+        for (int i = 0; i < 16; i++) {
+            if (atomic_load_explicit(&gate->word, memory_order_acquire) != seen)
+                return true;
+            pause_processor();
+        }
+    return false;
 }
 
 static struct pool *
@@ -86,25 +88,38 @@ current_pool(void)
     return now;
 }
 
+/* Workers that may run beside the callers. */
+static int
+allowance(const struct pool *pool)
+{
+    const int rest = attn_get_num_threads() - atomic_load_explicit(&pool->callers, memory_order_relaxed);
+    return rest > 0 ? rest : 0;
+}
+
+static bool
+has_room(const struct open_job *open)
+{
+    return open->seats > 0 && atomic_load_explicit(&open->next, memory_order_relaxed) < open->job->tasks;
+}
+
 /* The oldest job with tasks left and room, while more workers may run; lock held. */
 static struct open_job *
 joinable(struct pool *pool)
 {
-    if (pool->running >= attn_get_num_threads() - pool->callers)
+    if (atomic_load_explicit(&pool->running, memory_order_relaxed) >= allowance(pool))
         return NULL;
-    for (int i = 0; i < pool->open; i++) {
-        struct open_job *open = pool->jobs[i];
-        if (open->joined < open->limit && atomic_load_explicit(&open->next, memory_order_relaxed) < open->job->tasks)
-            return open;
-    }
+    for (int i = 0; i < pool->open; i++)
+        if (has_room(pool->jobs[i]))
+            return pool->jobs[i];
     return NULL;
 }
 
+/* A task is short (about 1 ms): between two of them a worker sees that a new caller has taken its place. */
 static void
-work_on(struct open_job *open, void *scratch)
+work_on(const struct pool *pool, struct open_job *open, void *scratch)
 {
     const struct attn_job *job = open->job;
-    for (;;) {
+    while (atomic_load_explicit(&pool->running, memory_order_relaxed) <= allowance(pool)) {
         const int64_t task = atomic_fetch_add_explicit(&open->next, 1, memory_order_relaxed);
         if (task >= job->tasks || atomic_load_explicit(job->stop, memory_order_relaxed))
             return;
@@ -112,47 +127,79 @@ work_on(struct open_job *open, void *scratch)
     }
 }
 
+/* Lock held before and after, not while working. */
+static void
+join(struct pool *pool, struct open_job *open)
+{
+    void *scratch = open->scratch[--open->seats];
+    atomic_fetch_add(&open->participants, 1);
+    atomic_fetch_add(&pool->running, 1);
+    pthread_mutex_unlock(&pool->lock);
+    work_on(pool, open, scratch);
+    pthread_mutex_lock(&pool->lock);
+    open->scratch[open->seats++] = scratch;
+    atomic_fetch_sub(&pool->running, 1);
+    const bool wake = open->caller_sleeps;
+    if (atomic_fetch_sub(&open->participants, 1) == 1 && wake) {
+        atomic_fetch_add(&pool->left.word, 1);
+        attn_gate_wake(&pool->left, MOST_JOBS);
+    }
+}
+
+/* Spins only where that takes no processor from those who work. Lock held before and after. */
+static void
+wait_for_work(struct pool *pool)
+{
+    const unsigned seen = atomic_load(&pool->work.word);
+    const int busy = atomic_load(&pool->running) + atomic_load(&pool->callers) + pool->spinning;
+    const bool spin = may_spin() && busy < attn_usable_cpu_count();
+    if (spin) {
+        pool->spinning++;
+        pthread_mutex_unlock(&pool->lock);
+        const bool changed = spin_on(&pool->work, seen);
+        pthread_mutex_lock(&pool->lock);
+        if (changed || atomic_load(&pool->work.word) != seen)
+            return; /* call_workers has counted the spinning ones as called */
+        pool->spinning--;
+    }
+    atomic_fetch_add(&pool->sleeping, 1);
+    pthread_mutex_unlock(&pool->lock);
+    attn_gate_wait(&pool->work, seen, -1);
+    atomic_fetch_sub(&pool->sleeping, 1);
+    pthread_mutex_lock(&pool->lock);
+}
+
 static void *
 worker(void *argument)
 {
     struct pool *pool = argument;
+    depth = 1; /* a task that begins a job runs it serially */
     attn_name_this_thread("attnpy");
+    fesetenv(FE_DFL_ENV); /* a new thread has the rounding of the one that started it, which happened to be first */
     pthread_mutex_lock(&pool->lock);
     for (;;) {
         struct open_job *open = joinable(pool);
-        if (open) {
-            void *scratch = open->scratch[open->joined++];
-            atomic_fetch_add(&open->participants, 1);
-            pool->running++;
-            pthread_mutex_unlock(&pool->lock);
-            work_on(open, scratch);
-            pthread_mutex_lock(&pool->lock);
-            pool->running--;
-            if (atomic_fetch_sub(&open->participants, 1) == 1 && open->caller_sleeps) {
-                atomic_fetch_add(&pool->left.word, 1);
-                attn_gate_wake(&pool->left, MOST_JOBS);
-            }
-            continue;
-        }
-        const unsigned seen = atomic_load(&pool->work.word);
-        pool->sleeping++;
-        pthread_mutex_unlock(&pool->lock);
-        spin_then_wait(&pool->work, seen, -1);
-        pthread_mutex_lock(&pool->lock);
-        pool->sleeping--;
+        if (open)
+            join(pool, open);
+        else
+            wait_for_work(pool);
     }
     return NULL;
 }
 
-/* Starts workers until there are `wanted`, or the system has no more; lock held. Signals are for the threads that Python knows. */
+/* Starts workers until there are `wanted`, or the system has no more; lock held. Signals are for the threads that Python knows, but for the
+ * faults of the worker itself: faulthandler reports them. */
 static void
 start_workers(struct pool *pool, int wanted)
 {
-    sigset_t all, before;
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    sigset_t blocked, before;
     if (pool->workers >= wanted)
         return;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     while (pool->workers < wanted) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, worker, pool) != 0)
@@ -163,13 +210,19 @@ start_workers(struct pool *pool, int wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Tells up to `count` workers that there may be something to do; lock held. */
-static void
+/* Tells up to `count` workers that there may be something to do; lock held. Returns how many to wake once the lock is free, where they would wait. */
+static int
 call_workers(struct pool *pool, int count)
 {
+    const int free_places = allowance(pool) - atomic_load(&pool->running);
+    count = count < free_places ? count : free_places;
+    if (count <= 0)
+        return 0;
     atomic_fetch_add(&pool->work.word, 1);
-    if (pool->sleeping > 0 && count > 0)
-        attn_gate_wake(&pool->work, count);
+    count -= pool->spinning;
+    pool->spinning = 0; /* they have seen the change: the next call must not count on them */
+    const int sleeping = atomic_load(&pool->sleeping);
+    return count < sleeping ? count : sleeping;
 }
 
 /* Whether the job is to stop: about every 50 ms its owner is asked. */
@@ -228,17 +281,20 @@ open_to_workers(struct pool *pool, struct open_job *open)
 {
     pthread_mutex_lock(&pool->lock);
     const bool room = pool->open < MOST_JOBS;
+    int wake = 0;
     if (room) {
         pool->jobs[pool->open++] = open;
-        pool->callers++;
+        atomic_fetch_add(&pool->callers, 1);
         start_workers(pool, attn_get_num_threads() - 1);
-        call_workers(pool, open->limit - 1);
+        wake = call_workers(pool, open->seats);
     }
     pthread_mutex_unlock(&pool->lock);
+    if (wake > 0)
+        attn_gate_wake(&pool->work, wake);
     return room;
 }
 
-/* Nobody joins any more; the others may take over the caller's place. */
+/* Nobody joins any more; in another job one more worker may take the caller's place. */
 static void
 close_to_workers(struct pool *pool, struct open_job *open)
 {
@@ -248,10 +304,11 @@ close_to_workers(struct pool *pool, struct open_job *open)
         i++;
     memmove(&pool->jobs[i], &pool->jobs[i + 1], (size_t)(pool->open - i - 1) * sizeof *pool->jobs);
     pool->open--;
-    pool->callers--;
-    if (pool->open > 0)
-        call_workers(pool, 1);
+    atomic_fetch_sub(&pool->callers, 1);
+    const int wake = joinable(pool) ? call_workers(pool, 1) : 0;
     pthread_mutex_unlock(&pool->lock);
+    if (wake > 0)
+        attn_gate_wake(&pool->work, wake);
 }
 
 /* Until all who joined have left. False: this is the child of a fork that poll made, and they will never leave. */
@@ -281,23 +338,25 @@ static enum attn_status
 run_with_workers(struct pool *pool, struct attn_job *job, int limit)
 {
     void *scratch[ATTN_MAX_THREADS];
-    struct open_job open = {.job = job, .joined = 1, .scratch = scratch};
-    int64_t next_poll = first_poll(job);
-    for (; open.limit < limit; open.limit++) {
-        scratch[open.limit] = job->scratch ? attn_scratch_take(job->scratch) : NULL;
-        if (job->scratch && !scratch[open.limit])
+    int reserved = 0;
+    for (; reserved < limit; reserved++) {
+        scratch[reserved] = job->scratch ? attn_scratch_take(job->scratch) : NULL;
+        if (job->scratch && !scratch[reserved])
             break;
     }
-    if (open.limit == 0)
+    if (reserved == 0)
         return ATTN_NO_MEMORY;
-    const bool opened = open.limit > 1 && open_to_workers(pool, &open);
+    struct open_job open = {.job = job, .seats = reserved - 1, .scratch = scratch + 1};
+    int64_t next_poll = first_poll(job);
+    const bool opened = reserved > 1 && open_to_workers(pool, &open);
     bool finished = take_tasks(&open, scratch[0], &next_poll);
     if (opened && atomic_load(&the_pool) == pool) {
         close_to_workers(pool, &open);
-        finished &= wait_for_participants(pool, &open, &next_poll, &finished);
+        const bool left = wait_for_participants(pool, &open, &next_poll, &finished);
+        finished = finished && left;
     } else if (opened)
         finished = false;
-    for (int i = 0; i < open.limit && atomic_load(&the_pool) == pool; i++)
+    for (int i = 0; i < reserved && atomic_load(&the_pool) == pool; i++)
         attn_scratch_give(scratch[i], job->scratch);
     return finished ? ATTN_DONE : ATTN_STOPPED;
 }
@@ -305,7 +364,8 @@ run_with_workers(struct pool *pool, struct attn_job *job, int limit)
 enum attn_status
 attn_pool_run(struct attn_job *job)
 {
-    int limit = job->threads < ATTN_MAX_THREADS ? job->threads : ATTN_MAX_THREADS;
+    const int threads = attn_get_num_threads();
+    int limit = job->threads < threads ? job->threads : threads;
     limit = job->tasks < limit ? (int)job->tasks : limit;
     struct pool *pool = limit > 1 && depth == 0 ? current_pool() : NULL;
     depth++;

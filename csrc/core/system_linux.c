@@ -194,15 +194,18 @@ hierarchy_quota(struct cgroup *group)
         path = strncmp(path, group->root, root) == 0 ? path + root : "";
     if (strstr(path, "..") != NULL) /* outside this cgroup namespace */
         path = "";
-    char folder[2 * PATH_MAX];
-    const size_t mount = (size_t)snprintf(folder, sizeof folder, "%s", group->mount);
-    snprintf(folder + mount, sizeof folder - mount, "%s", path);
+    char folder[PATH_MAX];
+    const size_t mount = strlen(group->mount), length_of_path = strlen(path);
+    if (mount + length_of_path >= sizeof folder)
+        return 0;
+    memcpy(folder, group->mount, mount);
+    memcpy(folder + mount, path, length_of_path + 1);
     double least = 0;
     for (size_t length = strlen(folder); length >= mount; length--) {
         if (length > mount && folder[length] != 0 && folder[length] != '/')
             continue;
         folder[length] = 0;
-        const double quota = strlen(folder) < PATH_MAX ? folder_quota(group, folder) : 0;
+        const double quota = folder_quota(group, folder);
         if (quota > 0 && (least == 0 || quota < least))
             least = quota;
     }
