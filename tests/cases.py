@@ -125,8 +125,8 @@ ATTENTION_HEAVY = [
     (Size((), 8, 1, 5, 3001, 16, 16), "sinks"),
 ]
 ATTENTION_OPTIONS = (
-    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap", "alibi",
-    "sinks", "lengths", "scale", "broadcast", "together",
+    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap",
+    "alibi", "sinks", "lengths", "scale", "broadcast", "together",
 )  # fmt: skip
 
 

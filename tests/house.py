@@ -1,0 +1,337 @@
+"""The rules of the house, each a function from a source tree to its violations."""
+
+import ast
+import re
+from pathlib import Path
+
+FLOORS = ("core", "kernels", "isa", "bindings")  # and module.c above them: includes point down
+PYTHON_AND_NUMPY = re.compile(r"#\s*include\s*[<\"](Python\.h|numpy/)|\bPy_?[A-Z]\w+\s*\(|\bPyObject\b|\bnpy_\w+")
+HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
+
+FAMILIES = ("softmax", "attention")
+MODULES = ("reference", "plot")  # public names that are modules
+# What families there are besides: stems of one floor or two, which compute nothing that a user calls.
+TOOLS = {
+    "kernels": ("probe", "all"),
+    "bindings": ("engine", "families", "level", "numpy_api", "probe", "threads"),
+    "faces": ("native", "threads"),
+}
+THREADS = "controls threads, computes nothing"
+WITHOUT_REFERENCE = {
+    "DropoutKey": "holds four words",
+    "dropout_key": "draws four words from NumPy's own generator",
+    "get_num_threads": THREADS,
+    "set_num_threads": THREADS,
+    "num_threads": THREADS,
+    "show_config": "prints facts",
+}
+WITHOUT_BENCHMARK = {"DropoutKey": "what dropout_key returns, which has a row", "show_config": "prints facts"}
+WITHOUT_README = {"DropoutKey": "what dropout_key returns, which has a line"}
+
+LINES_OF_A_FUNCTION = 60
+LINES_OF_A_FILE = 400
+LONG_FUNCTIONS = {}  # "file:function" → the reason
+LONG_FILES = {}  # file → the reason
+
+READ_BY_REFERENCE = {"numpy", "math"}
+
+
+def floor_of(path, root):
+    parts = path.relative_to(root / "csrc").parts
+    return FLOORS.index(parts[0]) if parts[0] in FLOORS else len(FLOORS)
+
+
+def c_files(root, *floors):
+    folders = [root / "csrc" / floor for floor in floors] if floors else [root / "csrc"]
+    return sorted(path for folder in folders for path in folder.rglob("*.[ch]"))
+
+
+def python_files(root):
+    return sorted(
+        path
+        for folder in ("attnpy", "tests", "benchmarks", "examples", "tools")
+        for path in (root / folder).rglob("*.py")
+    )
+
+
+def without_comments(text):
+    return re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: "\n" * m[0].count("\n"), text, flags=re.S)
+
+
+def stem(name):
+    """attention_rows.inc.h → attention_rows"""
+    return name.split(".")[0]
+
+
+def family_of(name):
+    return stem(name).lstrip("_").split("_")[0]
+
+
+# --- C
+
+
+def core_and_kernels_know_no_python(root):
+    for path in c_files(root, "core", "kernels", "isa"):
+        for n, line in enumerate(without_comments(path.read_text()).splitlines(), 1):
+            if PYTHON_AND_NUMPY.search(line):
+                yield f"{path.relative_to(root)}:{n} names Python or NumPy: {line.strip()}"
+
+
+def includes_point_down(root):
+    for path in c_files(root):
+        for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', without_comments(path.read_text()), re.M):
+            target = (path.parent / included).resolve()
+            if not target.is_file():
+                yield f"{path.relative_to(root)} includes {included}, which does not exist"
+            elif floor_of(target, root.resolve()) > floor_of(path, root):
+                yield f"{path.relative_to(root)} includes {included}, which lies above it"
+
+
+def contracts_have_their_headings(root):
+    for path in sorted((root / "csrc" / "kernels").glob("*.h")):
+        if path.name.endswith(".inc.h"):
+            continue
+        comment = path.read_text().split("*/")[0]
+        for heading in HEADINGS:
+            if not re.search(rf"^ \* {heading}\s+\S", comment, re.M):
+                yield f"{path.relative_to(root)} lacks the heading {heading}"
+
+
+def bodies_are_listed(root):
+    """Every body is reached from all.inc.h."""
+    kernels = root / "csrc" / "kernels"
+    seen, waiting = set(), [kernels / "all.inc.h"]
+    while waiting:
+        path = waiting.pop().resolve()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        waiting += [path.parent / name for name in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())]
+    for path in c_files(root, "core", "kernels"):
+        if path.name.endswith(".inc.h") and path.resolve() not in seen:
+            yield f"{path.relative_to(root)} is not listed in kernels/all.inc.h"
+
+
+# --- Python
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def definitions(path):
+    return (
+        {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if path.is_file()
+        else {}
+    )
+
+
+def public_functions(root):
+    """Name → the module of its face."""
+    init = tree(root / "attnpy" / "__init__.py")
+    found = {}
+    for node in init.body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {alias.asname or alias.name: node.module for alias in node.names}
+    return found
+
+
+def listed_names(root):
+    for node in tree(root / "attnpy" / "__init__.py").body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def all_is_complete(root):
+    listed, imported = listed_names(root), public_functions(root)
+    for name in sorted(set(listed) ^ {*imported, *MODULES}):
+        yield f"attnpy/__init__.py: {name} is imported but not listed in __all__, or the other way round"
+
+
+def parameters(node):
+    """Of a function, or of a class's constructor."""
+    if isinstance(node, ast.ClassDef):
+        made = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")]
+        return [arg.arg for n in made for arg in (*n.args.args, *n.args.kwonlyargs)][1:]
+    return [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
+
+
+def faces_are_documented(root):
+    for name, module in public_functions(root).items():
+        node = definitions(root / "attnpy" / f"{module}.py").get(name)
+        if node is None:
+            yield f"attnpy/{module}.py has no face {name}"
+            continue
+        text = ast.get_docstring(node) or ""
+        needed = ["See Also", "Examples"]
+        needed += ["Parameters", "Raises"] if parameters(node) else []
+        returns = getattr(node, "returns", None)
+        needed += ["Returns"] if returns is not None and ast.unparse(returns) != "None" else []
+        for section in needed:
+            if not re.search(rf"^{section}\n-{{{len(section)}}}$", text, re.M):
+                yield f"attnpy/{module}.py: the docstring of {name} lacks the section {section}"
+        described = re.search(r"^Parameters\n-+\n(.*?)(?=\n\n\w[\w ]*\n-+\n|\Z)", text, re.M | re.S)
+        for parameter in parameters(node):
+            if not described or not re.search(rf"^(\w+, )*{parameter}\b", described[1], re.M):
+                yield f"attnpy/{module}.py: the docstring of {name} does not describe {parameter}"
+
+
+def faces_call_down_once(root):
+    for name, module in public_functions(root).items():
+        node = definitions(root / "attnpy" / f"{module}.py").get(name)
+        calls = (
+            [n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func).startswith("_core.")]
+            if node
+            else []
+        )
+        if len(calls) > 1:
+            yield f"attnpy/{module}.py: {name} calls down {len(calls)} times"
+
+
+def every_function_has_a_reference(root):
+    """Of the same name, on the floor below, with the same parameters but for out=."""
+    for name, module in public_functions(root).items():
+        if name in WITHOUT_REFERENCE:
+            continue
+        path = root / "attnpy" / "reference" / f"{module}.py"
+        reference = definitions(path).get(name)
+        if reference is None:
+            yield f"{path.relative_to(root)} has no reference {name}"
+            continue
+        face = [p for p in parameters(definitions(root / "attnpy" / f"{module}.py")[name]) if p != "out"]
+        if parameters(reference) != face:
+            yield f"{path.relative_to(root)}: {name} takes {parameters(reference)}, its face {face}"
+
+
+def references_import_numpy_only(root):
+    for path in sorted((root / "attnpy" / "reference").glob("*.py")):
+        for node in ast.walk(tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                outside = node.level > 1 or (node.level == 0 and node.module not in READ_BY_REFERENCE)
+                names = [node.module or "."] if outside else []
+            for name in set(names) - READ_BY_REFERENCE:
+                yield f"{path.relative_to(root)} imports {name}"
+
+
+def every_function_has_a_test_row(root):
+    rows = set()
+    for node in tree(root / "tests" / "cases.py").body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES":
+            rows = {key.value for key in node.value.keys}
+    for name in sorted(set(public_functions(root)) ^ rows):
+        yield f"tests/cases.py: {name} is public without a row, or has a row without being public"
+
+
+def every_function_has_a_benchmark(root):
+    named = set()
+    for path in sorted((root / "benchmarks").glob("bench_*.py")):
+        for node in ast.walk(tree(path)):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "Row"
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                named.add(node.args[0].value)
+    for name in public_functions(root):
+        if name not in named and name not in WITHOUT_BENCHMARK:
+            yield f"benchmarks/bench_*.py: no row measures {name}"
+
+
+def every_function_is_in_the_readme(root):
+    table = "\n".join(
+        line for line in (root / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")
+    )
+    for name in public_functions(root):
+        if not re.search(rf"`{name}\b", table) and name not in WITHOUT_README:
+            yield f"README.md: the table of functions lacks {name}"
+
+
+def stems_agree(root):
+    """A family has its place on every floor, and nothing stands there without a family."""
+    for family in FAMILIES:
+        places = {
+            f"csrc/kernels/{family}.h": 1, f"csrc/kernels/{family}*.inc.h": 1, f"csrc/bindings/{family}*.c": 1,
+            f"attnpy/_{family}.py": 1, f"attnpy/reference/_{family}.py": 1,
+            f"tests/test_{family}*.py": 1, f"benchmarks/bench_{family}.py": 1,
+        }  # fmt: skip
+        for place in places:
+            if not list(root.glob(place)):
+                yield f"{family}: there is no {place}"
+    floors = {
+        "csrc/kernels/*.h": (*FAMILIES, *TOOLS["kernels"]), "csrc/bindings/*.[ch]": (*FAMILIES, *TOOLS["bindings"]),
+        "attnpy/_[a-z]*.py": (*FAMILIES, *TOOLS["faces"]), "attnpy/reference/_[a-z]*.py": FAMILIES,
+    }  # fmt: skip
+    for pattern, known in floors.items():
+        for path in sorted(root.glob(pattern)):
+            if family_of(path.name) not in known and stem(path.name).lstrip("_") not in known:
+                yield f"{path.relative_to(root)} belongs to no family"
+
+
+# --- sizes
+
+
+def c_functions(text):
+    """(name, lines) of the definitions: a name that begins a line, then braces in the first column."""
+    lines, name, start = without_comments(text).splitlines(), None, None
+    for n, line in enumerate(lines):
+        found = re.match(r"(?:SUFFIX\()?(\w+)\)?\(", line)
+        if found and start is None:
+            name = found[1]
+        if line == "{" and name:
+            start = n
+        if line == "}" and start is not None:
+            yield name, n - start - 1
+            name = start = None
+
+
+def python_functions(path):
+    """(name, lines without docstring and signature)."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def functions_are_short(root):
+    for path in [*c_files(root), *python_files(root)]:
+        found = python_functions(path) if path.suffix == ".py" else c_functions(path.read_text())
+        for name, lines in found:
+            where = f"{path.relative_to(root)}:{name}"
+            if lines > LINES_OF_A_FUNCTION and where not in LONG_FUNCTIONS:
+                yield f"{where} has {lines} lines; {LINES_OF_A_FUNCTION} are the limit"
+
+
+def files_are_short(root):
+    """Docstrings of faces do not count: a face is mostly documentation."""
+    for path in [*c_files(root), *python_files(root)]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if path.suffix == ".py" and path.parent == root / "attnpy":
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+        if lines > LINES_OF_A_FILE and str(path.relative_to(root)) not in LONG_FILES:
+            yield f"{path.relative_to(root)} has {lines} lines; {LINES_OF_A_FILE} are the limit"
+
+
+CHECKS = (
+    core_and_kernels_know_no_python,
+    includes_point_down,
+    contracts_have_their_headings,
+    bodies_are_listed,
+    all_is_complete,
+    faces_are_documented,
+    faces_call_down_once,
+    every_function_has_a_reference,
+    references_import_numpy_only,
+    every_function_has_a_test_row,
+    every_function_has_a_benchmark,
+    every_function_is_in_the_readme,
+    stems_agree,
+    functions_are_short,
+    files_are_short,
+)
+ROOT = Path(__file__).resolve().parent.parent
