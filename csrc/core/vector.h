@@ -119,7 +119,7 @@ v_select(vint mask, vreal a, vreal b)
 ATTN_INLINE vreal
 v_abs(vreal x)
 {
-    return (vreal)((vint)x & ~((vint){0} + ((lane_int)1 << (REAL_BITS - 1))));
+    return (vreal)((vint)x & ~(vint)v_splat((REAL)-0.0));
 }
 
 /* The larger; b where either is NaN. */

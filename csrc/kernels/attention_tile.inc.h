@@ -20,6 +20,8 @@
 #define output_by_2 SUFFIX(output_by_2)
 #define output_by_1 SUFFIX(output_by_1)
 #define output_selected SUFFIX(output_selected)
+#define weigh SUFFIX(weigh)
+#define weights_by SUFFIX(weights_by)
 #define weights_of SUFFIX(weights_of)
 #define group_scores SUFFIX(group_scores)
 #define group_output SUFFIX(group_output)
@@ -247,31 +249,47 @@ output_selected(int nv, const REAL *weights, int64_t width, const uint64_t *visi
         }
 }
 
-/* Scores become weights 2^(score - base); each lane's sum of them, in order of the keys, is added to `sum`. */
+/* One weight 2^(score - base) for each lane, in place. */
+ATTN_INLINE vreal
+weigh(REAL *score, vreal base)
+{
+    vreal weight = v_exp2_weight(v_load(score) - base);
+    v_store(score, weight);
+    return weight;
+}
+
+/* Two sums for each lane, over the even and the odd keys: half the chain, and half its error. */
+ATTN_INLINE void
+weights_by(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum)
+{
+    vreal even[GROUP_VECTORS], odd[GROUP_VECTORS];
+    int64_t t = 0;
+    ATTN_UNROLL
+    for (int i = 0; i < nv; i++)
+        even[i] = odd[i] = (vreal){0};
+    for (; t + 2 <= keys; t += 2)
+        ATTN_UNROLL
+        for (int i = 0; i < nv; i++) {
+            even[i] += weigh(scores + t * width + i * LANES, base[i]);
+            odd[i] += weigh(scores + (t + 1) * width + i * LANES, base[i]);
+        }
+    if (t < keys)
+        ATTN_UNROLL
+        for (int i = 0; i < nv; i++)
+            even[i] += weigh(scores + t * width + i * LANES, base[i]);
+    ATTN_UNROLL
+    for (int i = 0; i < nv; i++)
+        sum[i] += even[i] + odd[i];
+}
+
+/* Scores become weights 2^(score - base); each lane's sum of them is added to `sum`. */
 ATTN_NOINLINE void
 weights_of(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum)
 {
-    vreal total[GROUP_VECTORS];
-    for (int i = 0; i < nv; i++)
-        total[i] = (vreal){0};
-    if (nv == GROUP_VECTORS) {
-        for (int64_t t = 0; t < keys; t++)
-            ATTN_UNROLL
-            for (int i = 0; i < GROUP_VECTORS; i++) {
-                REAL *s = scores + t * width + i * LANES;
-                vreal p = v_exp2_weight(v_load(s) - base[i]);
-                v_store(s, p);
-                total[i] += p;
-            }
-    } else {
-        for (int64_t t = 0; t < keys; t++)
-            for (int i = 0; i < nv; i++) {
-                REAL *s = scores + t * width + i * LANES;
-                vreal p = v_exp2_weight(v_load(s) - base[i]);
-                v_store(s, p);
-                total[i] += p;
-            }
-    }
-    for (int i = 0; i < nv; i++)
-        sum[i] += total[i];
+    if (nv == 1)
+        weights_by(1, scores, width, keys, base, sum);
+    else if (nv == 2)
+        weights_by(2, scores, width, keys, base, sum);
+    else
+        weights_by(GROUP_VECTORS, scores, width, keys, base, sum);
 }
