@@ -46,7 +46,7 @@ def test_failures_are_told(tmp_path):
     shutil.copytree(ROOT / "tests" / "c", tmp_path / "tests" / "c")
     pool = core / "pool.c"
     text = pool.read_text()
-    broken = text.replace("if (task >= job->tasks)\n", "if (task >= job->tasks - 1)\n")
+    broken = text.replace("finished = task >= job->tasks;", "finished = task >= job->tasks - 1;")
     assert broken != text
     pool.write_text(broken)
     sources = sorted([*tmp_path.glob("tests/c/pool_stress*.c"), *core.glob("*.c")])

@@ -30,11 +30,15 @@ struct attn_tensor {
 
 /* What every argument struct begins with: facts of the call, set by the engine. */
 struct attn_call {
-    const atomic_int *stop; /* nonzero: leave at the next key block */
+    const atomic_int *stop; /* for attn_stopped */
     void *workspace;        /* plan.workspace bytes shared by all tasks, 64-byte aligned, not cleared; NULL if 0 */
     int threads;            /* threads that may take part: it may change how work is cut into tasks, never a result */
     int debug_blocks;       /* ATTNPY_DEBUG_BLOCKS: 0, or the number of keys in a key block (4 ... 64) */
 };
+
+/* Whether to leave. A kernel asks for every block of keys, so that a task may take long; where the calling thread runs the task, it looks for
+ * signals meanwhile (pool.c). */
+bool attn_stopped(const atomic_int *stop);
 
 /* What a kernel needs before it starts. Phases run one after the other. */
 struct attn_plan {

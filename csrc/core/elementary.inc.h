@@ -1,7 +1,8 @@
 /* elementary.inc.h: exp2, exp, log and tanh of vectors. Included once per REAL, after vector.h.
  *
- * Coefficients are those that tools/minimax.py prints; beside each table stands the error of the polynomial alone, u = 2^-24 or 2^-53. What
- * the functions reach altogether stands at each of them: ULP, for (float; double), the largest found by tests/test_elementary.py on any level. */
+ * Coefficients are those that tools/minimax.py prints; beside each table stands the error of the polynomial alone, u = 2^-24 or 2^-53. The largest
+ * errors, over every float and every level, in ULP with fused multiply-add (without): exp2 0.96 (1.23), exp 1.02 (0.99), log 0.84 (0.84), tanh 0.94
+ * (1.10); double stayed within these wherever it was tested. tests/test_elementary.py holds the functions to them. */
 #ifndef ATTN_ELEMENTARY_NAMES
 #define ATTN_ELEMENTARY_NAMES
 #define vbits SUFFIX(vbits)
@@ -153,7 +154,7 @@ v_exp_reduce(vreal x, vreal *n)
     return (x - *n * v_splat(LN2_HIGH)) - *n * v_splat(LN2_LOW);
 }
 
-/* Of (e^r - 1 - r) / r^2, |r| <= ln 2 / 2, the errors are 0.06 and 0.10 u of e^r. */
+/* Of (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2: 0.06 and 0.10 u of e^r. */
 #undef EXP_COEFFICIENTS
 #if REAL_BITS == 32
 #define EXP_COEFFICIENTS 0x1.6a2438p-10f, 0x1.1239d4p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #endif
 #include "pool.h"
+#include "attn.h"
 #include "system.h"
 
 #include <fenv.h>
@@ -39,6 +40,12 @@ struct pool {
 
 static _Atomic(struct pool *) the_pool;
 static _Thread_local int depth; /* of jobs that this thread is running: a job begun inside another is run serially */
+
+/* The job that this thread has begun and is running tasks of: they look for signals while they work. */
+static _Thread_local struct own_job {
+    const struct attn_job *job;
+    int64_t *next_poll;
+} own;
 
 static void
 pause_processor(void)
@@ -241,19 +248,31 @@ told_to_stop(const struct attn_job *job, int64_t *next_poll)
     return true;
 }
 
+bool
+attn_stopped(const atomic_int *stop)
+{
+    if (own.job && own.job->stop == stop)
+        told_to_stop(own.job, own.next_poll);
+    return atomic_load_explicit(stop, memory_order_relaxed) != 0;
+}
+
 /* The caller's share of the tasks, in order; false if the job was told to stop. */
 static bool
 take_tasks(struct open_job *open, void *scratch, int64_t *next_poll)
 {
     const struct attn_job *job = open->job;
-    for (;;) {
-        if (told_to_stop(job, next_poll))
-            return false;
+    const struct own_job outer = own;
+    bool finished = false;
+    own = (struct own_job){job, next_poll};
+    while (!told_to_stop(job, next_poll) && !atomic_load_explicit(job->stop, memory_order_relaxed)) {
         const int64_t task = atomic_fetch_add_explicit(&open->next, 1, memory_order_relaxed);
-        if (task >= job->tasks)
-            return true;
+        finished = task >= job->tasks;
+        if (finished)
+            break;
         job->run(job->context, task, scratch);
     }
+    own = outer;
+    return finished;
 }
 
 static int64_t

@@ -173,7 +173,7 @@ decode(const struct attn_attention *a, struct attn_row_layout layout, int64_t ba
     int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK;
     struct decode_state *state = decode_open(a, layout, batch, kv_head, first == 0, memory);
     int64_t from = attn_max(first, state->rows->any_first / step * step), to = attn_min(end, state->rows->any_end);
-    for (int64_t key = from; key < to && !atomic_load_explicit(a->call.stop, memory_order_relaxed); key += step)
+    for (int64_t key = from; key < to && !attn_stopped(a->call.stop); key += step)
         decode_step(a, batch, kv_head, key, (int)attn_min(step, to - key), state, w);
     for (int h = 0; h < state->rows->count; h++) {
         REAL *row = part + h * part_pitch(a);

@@ -114,7 +114,7 @@ dropout_mask_run(const void *arguments, int phase, int64_t task, void *scratch)
     REAL *row = scratch;
     int64_t i = task % a->query_length, head = task / a->query_length % a->heads, batch = task / a->query_length / a->heads;
     (void)phase;
-    if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
+    if (attn_stopped(a->call.stop))
         return;
     drop_row(a->dropout_key, a->dropout_p, batch, head, i, 0, a->key_length, row);
     for (int64_t j = 0; j < a->key_length && a->output.type != ATTN_BOOL; j++)

@@ -291,7 +291,7 @@ attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, cha
     end = attn_min(end, highest);
     for (int64_t key = first; key < end; key += step) {
         struct key_block block;
-        if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
+        if (attn_stopped(a->call.stop))
             return false;
         key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, w->block, &block);
         for (int64_t i = 0; i < n; i++) {

@@ -78,7 +78,7 @@ merge_run(const void *arguments, int phase, int64_t task, void *scratch)
     REAL *part = (REAL *)((char *)scratch + attn_round_up((size_t)a->parts * sizeof(double)));
     REAL *sum = part + (a->value_dim + LANES - 1) / LANES * LANES;
     (void)phase;
-    if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
+    if (attn_stopped(a->call.stop))
         return;
     memset(part, 0, (size_t)(a->value_dim + LANES - 1) / LANES * LANES * sizeof(REAL));
     for (int64_t row = first; row < attn_min(a->rows, first + ATTN_MERGE_ROWS); row++) {

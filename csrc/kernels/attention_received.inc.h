@@ -94,7 +94,7 @@ received_keys(const struct attn_attention *a, int64_t batch, int64_t head, int64
         memcpy(p.rows->sum, kept + ATTN_BLOCK, sizeof p.rows->sum);
         for (int64_t n = from; n < end; n++) {
             struct key_block block;
-            if (atomic_load_explicit(a->call.stop, memory_order_relaxed))
+            if (attn_stopped(a->call.stop))
                 return;
             if (!weights_load(a, batch, kv_head, n, &p, &block))
                 continue;

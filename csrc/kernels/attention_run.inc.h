@@ -90,7 +90,7 @@ attention_run(const void *arguments, int phase, int64_t task, void *scratch)
         REAL *parts = (REAL *)memory;
         for (int64_t part = 0; part < cut.parts; part++)
             attend_part(a, &cut, batch, kv_head, part, parts, w, memory + parts_bytes(a, &cut));
-        if (!atomic_load_explicit(a->call.stop, memory_order_relaxed))
+        if (!attn_stopped(a->call.stop))
             merge_parts(a, &cut, parts, batch, kv_head);
     } else
         attend_blocks(a, &cut, batch, kv_head, chunk * cut.shared, attn_min(cut.shared, cut.layout.blocks - chunk * cut.shared), w, memory);

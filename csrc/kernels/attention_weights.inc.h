@@ -206,7 +206,7 @@ static void
 sums_online(const struct attn_attention *a, int64_t batch, int64_t kv_head, const struct weights_place *p)
 {
     struct key_block block;
-    for (int64_t n = 0; n < attn_key_blocks(a) && !atomic_load_explicit(a->call.stop, memory_order_relaxed); n++) {
+    for (int64_t n = 0; n < attn_key_blocks(a) && !attn_stopped(a->call.stop); n++) {
         REAL old[ATTN_BLOCK] __attribute__((aligned(64)));
         if (!weights_load(a, batch, kv_head, n, p, &block))
             continue;
@@ -263,7 +263,7 @@ weights_run(const void *arguments, int phase, int64_t task, void *scratch)
     row_factors(p.rows, factor);
     for (int lane = 0; lane < ATTN_BLOCK && !kept; lane++)
         factor[lane] = 1;
-    for (int64_t n = 0; n < attn_key_blocks(a) && !atomic_load_explicit(a->call.stop, memory_order_relaxed); n++) {
+    for (int64_t n = 0; n < attn_key_blocks(a) && !attn_stopped(a->call.stop); n++) {
         int64_t first = n * attn_block_keys(a);
         int keys = (int)attn_min(attn_block_keys(a), a->key_length - first);
         REAL *tile = NULL;

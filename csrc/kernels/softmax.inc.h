@@ -95,7 +95,7 @@ softmax_run(const void *arguments, int phase, int64_t task, void *scratch)
         softmax_long_phase(&w, phase, task, scratch);
     else
         for (int64_t t = task * w.task_tiles; t < attn_min((task + 1) * w.task_tiles, w.tiles); t++) {
-            if (atomic_load_explicit(w.a->call.stop, memory_order_relaxed))
+            if (attn_stopped(w.a->call.stop))
                 break;
             softmax_tile_at(&w, t, &tile);
             if (w.is_long)

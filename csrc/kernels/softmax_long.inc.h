@@ -17,7 +17,7 @@ softmax_part_totals(const struct softmax_work *w, const struct softmax_tile *til
     int64_t end = attn_min((part + 1) * w->part, w->n);
     for (int64_t r = 0; r < tile->rows; r++)
         total[r] = (struct softmax_total){-REAL_INFINITY, 0};
-    for (int64_t i = part * w->part; i < end && !atomic_load_explicit(w->a->call.stop, memory_order_relaxed); i += w->block) {
+    for (int64_t i = part * w->part; i < end && !attn_stopped(w->a->call.stop); i += w->block) {
         int64_t n = attn_min(w->block, end - i);
         if (!w->direct_x)
             softmax_load(w, tile, i, n, scratch);
@@ -53,7 +53,7 @@ softmax_part_results(const struct softmax_work *w, const struct softmax_tile *ti
     bool spoilt = false;
     for (int64_t r = 0; r < tile->rows; r++)
         spoilt |= total[r].sum != total[r].sum || total[r].highest == REAL_INFINITY;
-    for (int64_t i = part * w->part; i < end && !atomic_load_explicit(a->call.stop, memory_order_relaxed); i += w->block) {
+    for (int64_t i = part * w->part; i < end && !attn_stopped(a->call.stop); i += w->block) {
         int64_t n = attn_min(w->block, end - i);
         if (!w->direct_x)
             softmax_load(w, tile, i, n, scratch);
