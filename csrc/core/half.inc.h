@@ -1,5 +1,5 @@
-/* half.inc.h: float16 and bfloat16 as storage. Rounding is to nearest, ties to even; subnormals are exact; beyond the range is infinity; NaN stays a quiet
- * NaN of its sign. Every level, and the scalar functions, give the same bits. Included once per REAL; the vectors exist where REAL is float. */
+/* half.inc.h: float16 and bfloat16 as storage. Rounding is to nearest, ties to even; subnormals are exact; beyond the range is infinity; NaN stays a
+ * quiet NaN of its sign. Every level, and the scalar functions, give the same bits. Included once per REAL; the vectors exist where REAL is float. */
 #ifndef ATTN_HALF_NAMES
 #define ATTN_HALF_NAMES
 #define vhalf SUFFIX(vhalf)
@@ -30,8 +30,8 @@ half_to_float(uint16_t h)
     return x.f;
 }
 
-/* Below 2^-14 the unit of float16 is 2^-24, which is that of a float in [1/2, 1): adding 1/2 rounds there. Above, half of the last place kept (less 1,
- * plus the last bit, for ties) is added to the bits; a carry runs on into the exponent, up to infinity, as it should. */
+/* Below 2^-14 the unit of float16 is 2^-24, which is that of a float in [1/2, 1): adding 1/2 rounds there. Above, half of the last place kept (less
+ * 1, plus the last bit, for ties) is added to the bits; a carry runs on into the exponent, up to infinity, as it should. */
 static inline uint16_t
 float_to_half(float f)
 {

@@ -31,7 +31,6 @@
 #define v_max SUFFIX(v_max)
 #define v_min SUFFIX(v_min)
 #define v_round SUFFIX(v_round)
-#define v_scale2 SUFFIX(v_scale2)
 #define v_select SUFFIX(v_select)
 #define v_lane_bits SUFFIX(v_lane_bits)
 #define v_abs SUFFIX(v_abs)
@@ -180,21 +179,6 @@ v_round(vreal x)
     /* 1.5 2^mantissa pushes the fraction out of the significand; no fast-math here, so the compiler keeps both operations. */
     vreal magic = v_splat((REAL)1.5 * (REAL)((int64_t)1 << REAL_MANTISSA));
     return (x + magic) - magic;
-#endif
-}
-
-/* p 2^n for whole n. AVX-512: any n. Elsewhere n within the normal exponents and p in [1/2, 2]: the exponent is added bit by bit. */
-ATTN_INLINE vreal
-v_scale2(vreal p, vreal n)
-{
-#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
-    return (vreal)_mm512_scalef_ps((__m512)p, (__m512)n);
-#elif defined ATTN_ISA_AVX512
-    return (vreal)_mm512_scalef_pd((__m512d)p, (__m512d)n);
-#else
-    vreal magic = v_splat((REAL)1.5 * (REAL)((int64_t)1 << REAL_MANTISSA));
-    vint exponent = (vint)(n + magic); /* its low bits hold n, in two's complement */
-    return (vreal)((vint)p + (exponent << REAL_MANTISSA));
 #endif
 }
 

@@ -101,7 +101,7 @@ run_is_direct(const struct attn_tensor *t)
     return t->type == (REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64) && !t->swapped && t->aligned;
 }
 
-/* buffer[r][i] = element i of row r, for rows that lie side by side: LANES x LANES at a time through v_transpose. Returns how many elements were done. */
+/* buffer[r][i] = element i of row r, for rows that lie side by side: LANES x LANES at a time through v_transpose. Returns how many were done. */
 ATTN_INLINE int64_t
 lines_load(REAL *buffer, int64_t pitch, const char *x, int64_t rows, int64_t n, int64_t stride, enum attn_type type)
 {

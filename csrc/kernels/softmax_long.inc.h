@@ -1,5 +1,5 @@
-/* softmax_long.inc.h: rows too long to be kept while they are worked on. They are cut into parts of a size that depends on their length only; each has a
- * maximum and a sum, merged in ascending order, and a second pass over memory computes the results. */
+/* softmax_long.inc.h: rows too long to be kept while they are worked on. They are cut into parts of a size that depends on their length only; each
+ * has a maximum and a sum, merged in ascending order, and a second pass over memory computes the results. */
 #ifndef ATTN_SOFTMAX_LONG_NAMES
 #define ATTN_SOFTMAX_LONG_NAMES
 #define softmax_part_totals SUFFIX(softmax_part_totals)

@@ -1,7 +1,7 @@
 /* softmax_rows.inc.h: rows of n numbers side by side in memory: maximum, sum of exponentials, result.
  *
- * Element i is added to lane i mod LANES of accumulator (i / LANES) mod 4, a block of 64 vectors at a time, the lanes of a row by halves: an order that
- * depends on n only, however the row came here. No accumulator takes more than 64 terms before it is added to another. */
+ * Element i is added to lane i mod LANES of accumulator (i / LANES) mod 4, a block of 64 vectors at a time, the lanes of a row by halves: an order
+ * that depends on n only, however the row came here. No accumulator takes more than 64 terms before it is added to another. */
 #ifndef ATTN_SOFTMAX_ROWS_NAMES
 #define ATTN_SOFTMAX_ROWS_NAMES
 #define v_load_part SUFFIX(v_load_part)
@@ -107,8 +107,8 @@ row_highest(const REAL *x, int64_t n)
     return v_max(v_max(top[0], top[1]), v_max(top[2], top[3]));
 }
 
-/* The sum of exp(x - base) 2^64, lane by lane; the terms go to e if `stored`. Meanwhile as many numbers are asked for: at `ahead`, to be read, and at y,
- * to be written. */
+/* The sum of exp(x - base) 2^64, lane by lane; the terms go to e if `stored`. Meanwhile as many numbers are asked for: at `ahead`, to be read, and
+ * at y, to be written. */
 ATTN_INLINE vreal
 row_terms(const REAL *x, int64_t n, vreal base, REAL *e, bool stored, const REAL *ahead, const REAL *y)
 {
@@ -143,7 +143,7 @@ row_terms(const REAL *x, int64_t n, vreal base, REAL *e, bool stored, const REAL
     return sum;
 }
 
-/* One vector of results. softmax: of terms e, times `factor`; log_softmax: of x, less the maximum (`base`) and less the logarithm of the sum (`factor`). */
+/* One vector of results. softmax: terms e times `factor`; log_softmax: x less the maximum (`base`), less the logarithm of the sum (`factor`). */
 ATTN_INLINE vreal
 softmax_result(enum attn_softmax_what what, vreal source, vreal base, vreal factor)
 {
@@ -177,7 +177,7 @@ row_holds_nan(const REAL *x, int64_t n)
     return false;
 }
 
-/* What a block's maximum and sum say together. A maximum of +inf makes the sum NaN; then it is replaced by +inf, unless a NaN was among the numbers. */
+/* What a block's maximum and sum say together. A maximum of +inf makes the sum NaN; it becomes +inf again, unless a NaN was among the numbers. */
 ATTN_INLINE struct softmax_total
 softmax_total_of(REAL highest, REAL sum, const REAL *x, int64_t n)
 {

@@ -17,7 +17,7 @@ enum {
     SOFTMAX_PARTS = 256,             /* parts of a long row at most: every task of the second phase merges them all */
     SOFTMAX_TILE = 1 << 20,          /* bytes of rows brought into scratch together where neighbouring rows share cache lines */
     SOFTMAX_TASK = 1 << 16,          /* elements of a task */
-    SOFTMAX_GROUP = 8 << 10,  /* bytes of rows whose logarithms and divisions are one vector: with as many asked for meanwhile, all in L1 */
+    SOFTMAX_GROUP = 8 << 10,         /* bytes of rows whose sums are finished as one vector: with as many asked for meanwhile, all in L1 */
     SOFTMAX_LINE = 64,               /* bytes of a cache line */
     SOFTMAX_MOST_ROWS = 4 * SOFTMAX_LINE / 4 /* rows of a tile */
 };
@@ -52,7 +52,7 @@ softmax_is_across(const struct softmax_work *w, int operand, enum attn_type type
     return w->line > 1 && w->n > 1 && w->row_stride[operand] == size && w->stride[operand] != size;
 }
 
-/* There rows of up to four cache lines go together; else as many as share their horizontal sums. */
+/* There rows of up to four cache lines go together; else as many as are finished together. */
 static void
 softmax_cut_lines(struct softmax_work *w)
 {
@@ -71,6 +71,7 @@ softmax_cut_lines(struct softmax_work *w)
     w->task_tiles = w->is_long ? 1 : attn_max(SOFTMAX_TASK / attn_max(w->n * w->tile_rows, 1), 1);
 }
 
+/* Everything about a call that does not depend on the task. */
 static void
 softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
 {
@@ -98,6 +99,7 @@ softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
     w->pitch = (w->block + 2 * LANES - 1) / LANES * LANES; /* not a power of two, or rows would meet in the same cache sets */
 }
 
+/* Tile `index`: tiles do not cross lines. */
 static void
 softmax_tile_at(const struct softmax_work *w, int64_t index, struct softmax_tile *tile)
 {
