@@ -12,23 +12,34 @@ STEP = {
     "baseline": (re.compile(r"mulp[sd]"), "%xmm"),
 }
 VECTOR = re.compile(r"%[xyz]mm\d+")
-STACK = re.compile(r"\(%r[sb]p")
+STACK = re.compile(r"\(%rsp")  # the frame pointer is left out: %rbp is a register like others
 
 
 class Loop(NamedTuple):
     steps: int  # multiply-adds on whole vectors
     other: int  # of narrower vectors
     spills: list  # instructions that move a vector to or from the stack
+    stores: int  # vectors stored elsewhere: accumulators live in registers, so a tile's loop stores none
 
 
-def objdump(path):
-    """The text of objdump, or None where there is none."""
-    try:
-        return subprocess.run(
-            ["objdump", "-d", "--no-show-raw-insn", "-M", "att", str(path)], capture_output=True, text=True, check=True
-        ).stdout
-    except FileNotFoundError:
-        return None
+def objdump(path, *options):
+    command = ["objdump", "--no-show-raw-insn", "-M", "att", *options, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def by_file(path):
+    """C file → {function: body} of an object or a module, as far as its symbols tell."""
+    file, belongs, found = None, {}, {}
+    for line in objdump(path, "-t").splitlines():
+        parts = line.split()
+        if "df" in parts[1:3] and parts[-1] != "*ABS*":
+            file = parts[-1]
+        elif ".text" in parts and "F" in parts:
+            belongs[int(parts[0], 16)] = file
+    for name, body in functions(objdump(path, "-d")):
+        if body and body[0][0] in belongs:
+            found.setdefault(belongs[body[0][0]], {})[name] = body
+    return found
 
 
 def functions(text):
@@ -70,4 +81,6 @@ def innermost_loops(body, level):
             for _, operation, operands in loop
             if STACK.search(operands) and VECTOR.search(operands)
         ]
-        yield Loop(sum(registers in x for x in products), sum(registers not in x for x in products), spills)
+        stores = [x for _, _, x in loop if re.fullmatch(r"%[xyz]mm\d+(\{.*\})?,.*\)", x) and not STACK.search(x)]
+        wide = sum(registers in x for x in products)
+        yield Loop(wide, len(products) - wide, spills, len(stores))

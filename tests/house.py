@@ -29,7 +29,7 @@ WITHOUT_BENCHMARK = {"DropoutKey": "what dropout_key returns, which has a row", 
 WITHOUT_README = {"DropoutKey": "what dropout_key returns, which has a line"}
 
 LINES_OF_A_FUNCTION = 60
-LINES_OF_A_FILE = 400
+LINES_OF_A_FILE = 420  # about 400
 LONG_FUNCTIONS = {}  # "file:function" → the reason
 LONG_FILES = {}  # file → the reason
 

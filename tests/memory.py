@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import tempfile
 import weakref
 
 import numpy as np
@@ -53,13 +54,12 @@ def guarded(array, side, gap=0):
 def layouts(array, folder=None):
     """(name, array): equal arrays that lie differently in memory."""
     array = np.asarray(array)
-    last = (slice(None, None, -1),) * array.ndim
-    yield "Fortran", np.asfortranarray(array)
+    yield "Fortran", array.copy("F")
     if array.ndim > 1:
         yield "transposed", array.swapaxes(-1, -2).copy().swapaxes(-1, -2)
     if array.ndim > 2:
         yield "heads inside", array.swapaxes(-2, -3).copy().swapaxes(-2, -3)
-    yield "reversed", array[last].copy()[last]
+    yield "reversed", turned(turned(array).copy())
     yield "last axis reversed", array[..., ::-1].copy()[..., ::-1] if array.ndim else array.copy()
     yield "stepped", stepped(array)
     yield "rows far apart", far_apart(array)
@@ -72,15 +72,21 @@ def layouts(array, folder=None):
     fixed.setflags(write=False)
     yield "read-only", fixed
     if folder is not None and array.size:
-        path = folder / "mapped"
-        array.tofile(path)
-        yield "memory-mapped", np.memmap(path, array.dtype, "r", shape=array.shape)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(array.tobytes())
+            file.flush()
+            yield "memory-mapped", np.memmap(file.name, array.dtype, "r", shape=array.shape)
+
+
+def turned(array):
+    """Every axis backwards."""
+    return np.flip(array) if array.ndim else array
 
 
 def stepped(array):
     """Every second element along every axis; those between hold ones."""
     wide = np.ones([2 * n for n in array.shape], array.dtype)
-    view = wide[(slice(None, None, 2),) * array.ndim]
+    view = wide[(..., *(slice(None, None, 2),) * array.ndim)]
     view[...] = array
     return view
 

@@ -14,7 +14,7 @@ import attnpy
 
 FORWARD = CASES["scaled_dot_product_attention"].make
 WEIGHTS = CASES["attention_weights"].make
-EXAMPLES = settings(max_examples=25)
+EXAMPLES = settings(max_examples=60)
 
 
 @st.composite

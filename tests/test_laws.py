@@ -23,9 +23,11 @@ ATTENTION = ("scaled_dot_product_attention", "attention_weights", "attention_rec
 
 def every_small_case(names=ARRAY_FUNCTIONS, dtype=None):
     """(function, shape, dtype, option), each an own test."""
-    for name in names:
-        for shape, kind, option in small_cases(name, dtype):
-            yield pytest.param(name, shape, kind, option, id=f"{name}-{shape}-{kind}-{option}".replace(" ", ""))
+    return [
+        pytest.param(name, shape, kind, option, id=f"{name}-{shape}-{kind}-{option}".replace(" ", ""))
+        for name in names
+        for shape, kind, option in small_cases(name, dtype)
+    ]
 
 
 def made(name, shape, dtype, option, seed=0):
@@ -90,7 +92,7 @@ def test_every_cpu_level(level):
         pytest.skip(f"this CPU runs {numerics_level()} at most")
     if level == _core.isa:
         pytest.skip("the level of all other tests")
-    child("accuracy", ARRAY_FUNCTIONS, every=2, ratchet=True, environment={"ATTNPY_ISA": level})
+    child("accuracy", ARRAY_FUNCTIONS, every=3, ratchet=True, environment={"ATTNPY_ISA": level})
 
 
 def numerics_level():
@@ -105,7 +107,7 @@ def numerics_level():
 
 @pytest.mark.parametrize("keys", [4, 8])
 def test_small_blocks(keys):
-    child("accuracy", ARRAY_FUNCTIONS, start=1, every=2, environment={"ATTNPY_DEBUG_BLOCKS": str(keys)})
+    child("accuracy", ARRAY_FUNCTIONS, start=1, every=3, environment={"ATTNPY_DEBUG_BLOCKS": str(keys)})
 
 
 # --- layouts, hidden elements
@@ -127,11 +129,13 @@ def test_layouts_of_all_shapes(name, dtype, tmp_path):
 
 
 def hidden_cases():
+    found = []
     for name in ARRAY_FUNCTIONS:
         for option in CASES[name].options:
             chosen = [shape for shape in CASES[name].shapes if fits(name, shape, option)]
             if any(hidden.any() for shape in chosen for hidden in made(name, shape, "float32", option).hidden.values()):
-                yield pytest.param(name, option, id=f"{name}-{option}")
+                found.append(pytest.param(name, option, id=f"{name}-{option}"))
+    return found
 
 
 @pytest.mark.parametrize(("name", "option"), hidden_cases())
@@ -202,9 +206,11 @@ def test_chosen_rows_have_the_bits_of_all(dtype, option):
 
 
 def heavy_cases():
-    for name in ARRAY_FUNCTIONS:
-        for shape, option in CASES[name].heavy:
-            yield pytest.param(name, shape, option, id=f"{name}-{shape}-{option}".replace(" ", ""))
+    return [
+        pytest.param(name, shape, option, id=f"{name}-{shape}-{option}".replace(" ", ""))
+        for name in ARRAY_FUNCTIONS
+        for shape, option in CASES[name].heavy
+    ]
 
 
 @pytest.mark.parametrize(("name", "shape", "option"), heavy_cases())
