@@ -105,6 +105,7 @@ key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, i
     block->key = block_rows(&a->key, block->key_data, keys, a->head_dim, shared, memory, &block->key_row);
     block->key_abs = sum_of_abs(block->key, block->key_row, keys, a->head_dim);
     block->value = NULL;
+    block->value_row = 0;
     block->value_state = ATTN_UNKNOWN;
     if (!a->value.data)
         return;
