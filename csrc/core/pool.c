@@ -47,16 +47,6 @@ static _Thread_local struct own_job {
     int64_t *next_poll;
 } own;
 
-static void
-pause_processor(void)
-{
-#if defined __x86_64__ || defined __i386__
-    __builtin_ia32_pause();
-#elif defined __aarch64__
-    __asm__ volatile("yield");
-#endif
-}
-
 static bool
 may_spin(void)
 {
@@ -71,7 +61,7 @@ spin_on(struct attn_gate *gate, unsigned seen)
         for (int i = 0; i < 16; i++) {
             if (atomic_load_explicit(&gate->word, memory_order_acquire) != seen)
                 return true;
-            pause_processor();
+            attn_pause();
         }
     return false;
 }
@@ -336,7 +326,7 @@ wait_for_participants(struct pool *pool, struct open_job *open, int64_t *next_po
 {
     const int64_t spin_end = may_spin() ? attn_nanoseconds() + SPIN_NANOSECONDS : 0;
     while (atomic_load_explicit(&open->participants, memory_order_acquire) > 0 && spin_end && attn_nanoseconds() < spin_end)
-        pause_processor();
+        attn_pause();
     pthread_mutex_lock(&pool->lock);
     open->caller_sleeps = true;
     while (atomic_load(&open->participants) > 0) {

@@ -39,4 +39,15 @@ int64_t attn_nanoseconds(void);        /* monotonic */
 int64_t attn_coarse_nanoseconds(void); /* the same clock, some milliseconds behind, and cheap */
 void attn_name_this_thread(const char *name);
 
+/* In a loop that waits for another processor. */
+static inline void
+attn_pause(void)
+{
+#if defined __x86_64__ || defined __i386__
+    __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("yield");
+#endif
+}
+
 #endif

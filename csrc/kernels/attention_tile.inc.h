@@ -26,7 +26,7 @@
 #define group_scores SUFFIX(group_scores)
 #define group_output SUFFIX(group_output)
 
-/* Accumulators of a tile: as many as leave room for one row of vectors and a broadcast: 24 of 32 registers, 12 of 16; 8 where a product needs a
+/* Accumulators of a tile: as many as leave room for one row of vectors and a broadcast: 24 of 32 registers, 12 of 16; fewer where a product needs a
  * register of its own, without fused multiply-adds. */
 #ifdef ATTN_ISA_AVX512
 enum { GROUP_VECTORS = 4 };
@@ -36,7 +36,7 @@ enum { GROUP_VECTORS = 2 };
 #define TILE_ROWS(nv) ((nv) == 2 ? 6 : 12)
 #else
 enum { GROUP_VECTORS = 2 };
-#define TILE_ROWS(nv) ((nv) == 2 ? 4 : 8)
+#define TILE_ROWS(nv) ((nv) == 2 ? 4 : 6)
 #endif
 #endif
 
