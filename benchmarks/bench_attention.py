@@ -2,11 +2,12 @@
 
 import math
 
-import attnpy
 import numpy as np
 import peers
 from cases import Attention, stored
 from harness import Row, Work
+
+import attnpy
 
 CACHES = 1e9  # bytes that decoding rotates over
 

@@ -8,11 +8,12 @@ import timeit
 import zipfile
 from pathlib import Path
 
-import attnpy
 import numpy as np
 import peers
 from cases import Attention
 from harness import Row, Work
+
+import attnpy
 
 IMPORT = """
 import time, numpy

@@ -1,10 +1,11 @@
 """Softmax, log_softmax, logsumexp: bound by memory, so measured beside copies and reads of their own arrays."""
 
-import attnpy
 import numpy as np
 import peers
 from cases import stored
 from harness import Row, Work
+
+import attnpy
 
 GOAL = ("memcpy", 0.90)
 

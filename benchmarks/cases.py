@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-import attnpy
 import numpy as np
+
+import attnpy
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A case: its sizes (G key/value heads, H by default; S keys, L by default) and what is asked for. The row's name is computed from it."""
+    """A case: its sizes (G key/value heads, H by default; S keys, L by default) and what is asked for. The row's
+    name is computed from it."""
 
     H: int
     L: int
@@ -69,7 +71,8 @@ class Attention:
         return np.float32(2) ** (-8 * np.arange(1, self.H + 1, dtype=np.float32) / self.H)
 
     def dense(self):
-        """The same as a bool mask (L, S) and an additive bias (H, L, S) for libraries that have no more; None where there is nothing."""
+        """The same as a bool mask (L, S) and an additive bias (H, L, S) for libraries that have no more; None where
+        there is nothing."""
         keywords, mask = self.keywords(), None
         if self.causal or self.window or self.masked:
             keys = np.arange(self.S)

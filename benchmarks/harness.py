@@ -1,6 +1,8 @@
-"""How a row is measured: samples of at most about 20 ms, with what the machine can do measured right before and after each.
+"""How a row is measured: samples of at most about 20 ms, with what the machine can do
+measured right before and after each.
 
-Machines are shared, so a number alone says little: the same binary reads 85 or 68 % of the peak minutes apart. A row therefore reports its
+Machines are shared, so a number alone says little: the same binary reads 85 or 68 % of the peak minutes apart. A row
+therefore reports its
 share of yardsticks that ran beside it, as median and quartiles:
 
 fma      fused multiply-adds in registers: the arithmetic peak
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from attnpy import _core
 
 SAMPLE = 10e-3  # seconds a sample aims at, by repeating calls shorter than that
@@ -49,7 +52,8 @@ class Work:
 
 @dataclass
 class Row:
-    """One line of the table. `case` is the name computed from what is measured; `prepare(peers)` allocates and returns the Work."""
+    """One line of the table. `case` is the name computed from what is measured; `prepare(peers)` allocates and
+    returns the Work."""
 
     function: str
     case: str
@@ -116,7 +120,8 @@ class Yardsticks:
         return self.rounds[key]
 
     def read(self, work, turn, amount):
-        """Reads the memory of the next `amount` callables of the rotation; each thread takes its part of every array."""
+        """Reads the memory of the next `amount` callables of the rotation; each thread takes its part of every
+        array."""
         arrays = [a for i in range(amount) for a in work.memory[(turn + i) % len(work.memory)]]
         threads = work.threads or self.threads
 
@@ -144,7 +149,8 @@ class Yardsticks:
         )
 
     def together(self, calls, *, apart=False):
-        """Runs one call per thread and returns the rate of all: each over its own time if `apart`, else over the time of the whole."""
+        """Runs one call per thread and returns the rate of all: each over its own time if `apart`, else over the
+        time of the whole."""
 
         def timed(call):
             start = time.perf_counter()
@@ -267,7 +273,8 @@ class Measurement:
         return rates
 
     def due(self, rotation):
-        """Peers share half of the row's time; each gets three samples at least, or one if a call takes over two seconds."""
+        """Peers share half of the row's time; each gets three samples at least, or one if a call takes over two
+        seconds."""
         if not rotation.seconds:
             return True
         least = 1 if rotation.seconds[0] > 2 else 3
@@ -323,7 +330,8 @@ def repeated(figure, samples, budget):
 
 
 def judge(goal, result):
-    """Whether the goal is reached. Shares of the arithmetic peak by the upper quartile (quiet moments), everything else by the median."""
+    """Whether the goal is reached. Shares of the arithmetic peak by the upper quartile (quiet moments), everything
+    else by the median."""
     if goal is None:
         return None
     of, wanted = goal

@@ -1,4 +1,5 @@
-"""The other libraries, each called the way its users call it, on both cores. A function here returns a callable or the reason why there is none.
+"""The other libraries, each called the way its users call it, on both cores.
+A function here returns a callable or the reason why there is none.
 
 Imports happen inside: a peer that is not asked for, or not installed, is not loaded.
 """
@@ -151,7 +152,8 @@ def jax_attention(case, operands):
 
 
 def session(op, inputs, outputs, attributes, opset):
-    """An ONNX Runtime session of one operator; `inputs` maps names to arrays, `outputs` to (type of the array, rank)."""
+    """An ONNX Runtime session of one operator; `inputs` maps names to arrays, `outputs` to (type of the array,
+    rank)."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper
@@ -207,7 +209,8 @@ def onnx_attention(case, operands):
 
 
 def elementwise(x, wanted, *, torch=None, numpy=None, onnx=None, jax=None):
-    """Callables of a function of one array: torch(tensor), numpy(array), onnx (operator, attributes, rank of the result), jax(array)."""
+    """Callables of a function of one array: torch(tensor), numpy(array), onnx (operator, attributes, rank of the
+    result), jax(array)."""
     calls = {}
     for name in wanted:
         try:

@@ -9,10 +9,9 @@ def head(facts):
         print(f"{name:<10} {text}")
     print()
     print(
-        "Shares are medians with the upper quartile in brackets. A goal in fma is judged by the upper quartile (shared machines), others by the"
-    )
-    print(
-        "median. A peer's factor is its time over ours; '-' says below the table why there is none. GF/s count visible scores."
+        "Shares are medians with the upper quartile in brackets. A goal in fma is judged by the upper quartile\n"
+        "(shared machines), others by the median. A peer's factor is its time over ours; '-' says below the table why\n"
+        "there is none. GF/s count visible scores."
     )
     print()
     print(COLUMNS.format("row", "median", "share of", "goal", "peers"), flush=True)

@@ -1,4 +1,5 @@
-"""Measures attnpy beside what the machine can do and beside other libraries. The whole takes about 10 minutes, --quick about 2.
+"""Measures attnpy beside what the machine can do and beside other libraries.
+The whole takes about 10 minutes, --quick about 2.
 
     python benchmarks/run.py [--only PATTERN] [--quick] [--json FILE] [--peers torch,numpy,onnxruntime,jax]
 
@@ -95,10 +96,11 @@ def main():
     chosen = options()
     if not correct():
         sys.exit("the tests fail (or are missing): no speed is reported")
-    import attnpy
     import peers
     import report
     from harness import Yardsticks, measure
+
+    import attnpy
 
     versions = peers.installed([name for name in chosen.peers.split(",") if name])
     threads = attnpy.get_num_threads()

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-import attnpy.plot  # noqa: E402
+import attnpy.plot
 
 WORDS = "the robot internationalization ate it ##ing because $x^2$ [SEP]".split()
 
@@ -45,13 +46,13 @@ def test_labels_do_not_overlap_and_stay_in_the_figure(length, heads):
         if not cell.get_visible():
             continue
         rows = boxes(cell.get_yticklabels(), renderer)
-        assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(rows, rows[1:]))
+        assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(rows))
         columns = cell.get_xticklabels()
         angle = columns[0].get_rotation()
         room = np.diff([label.get_transform().transform(label.get_position())[0] for label in columns])
         if angle == 0:
             extents = boxes(columns, renderer)
-            assert all(left.x1 <= right.x0 for left, right in zip(extents, extents[1:]))
+            assert all(left.x1 <= right.x0 for left, right in pairwise(extents))
         else:
             letter = columns[0].get_fontsize() * figure.dpi / 72
             assert np.all(room * np.sin(np.deg2rad(angle)) >= letter)

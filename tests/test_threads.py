@@ -219,7 +219,9 @@ print("late" if min(late) > 0.3 else "in time", late)
 """
 CALLS = {  # each would take many seconds
     # one row block and eight million keys: interrupted in the middle of a task
-    "one task": "attnpy.scaled_dot_product_attention(query[:1, :65], *np.broadcast_to(key[:1, :1], (2, 1, 8_000_000, 64)))",
+    "one task": (
+        "attnpy.scaled_dot_product_attention(query[:1, :65], *np.broadcast_to(key[:1, :1], (2, 1, 8_000_000, 64)))"
+    ),
     "forward": "attnpy.scaled_dot_product_attention(query, key, value)",
     "decode": "attnpy.scaled_dot_product_attention(np.broadcast_to(query[:, :1], (3000, 2, 1, 64)), key, value)",
     "received": "attnpy.attention_received(query, key)",
