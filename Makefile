@@ -10,7 +10,7 @@ AWAY := mkdir -p build/away && cd build/away &&
 HERE := $(CURDIR)
 PYTEST := $(AWAY) $(HERE)/.venv/bin/pytest -q -c $(HERE)/pyproject.toml --rootdir $(HERE)
 
-.PHONY: help demo test test-peers bench sanitize valgrind lint clean
+.PHONY: help demo test test-peers bench sanitize valgrind thread-sanitize lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ sanitize: .venv/build-tools .venv/extra-test ## a fast part of the tests under A
 
 valgrind: .venv/build-tools .venv/extra-test ## uninitialised reads and bad accesses, at the levels avx2 and baseline
 	tools/valgrind.sh
+
+thread-sanitize: ## the thread pool's stress test under ThreadSanitizer
+	tools/thread_sanitize.sh
 
 lint: .venv/build-tools .venv/extra-lint ## clang-format, ruff, and the warnings of gcc (and clang) as errors
 	tools/lint.sh

@@ -17,8 +17,9 @@
 const struct attn_kernels *engine_kernels;
 int engine_debug_blocks;
 
-/* Operations, as kernels count them: letting go of the GIL costs less than 1 us, waking a worker and waiting for it about 10 us. */
-static const double worth_releasing = 5e5, worth_threads = 2e6;
+/* Operations, as kernels count them: letting go of the GIL costs less than 1 us; a worker that sleeps begins after 35 us or more, in which the
+ * caller has done 5e6 by itself. */
+static const double worth_releasing = 5e5, worth_threads = 8e6;
 
 struct running {
     const struct attn_kernel *kernel;
@@ -141,6 +142,8 @@ engine_run_kernel(const struct attn_kernel *kernel, enum attn_type compute, void
     restore_floating_state(&state, compute);
     if (status == ATTN_NO_MEMORY)
         PyErr_SetString(PyExc_MemoryError, "no memory for the call's scratch");
+    else if (status == ATTN_STOPPED && !PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "a signal handler forked this process in the middle of the call: the child cannot finish it");
     return status == ATTN_DONE;
 }
 
