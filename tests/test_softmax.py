@@ -270,3 +270,20 @@ def test_laws(seed, n, shift):
     np.testing.assert_allclose(np.exp(x - lse), y, rtol=4 * unit * 8)
     shifted = attnpy.softmax(x + shift)
     np.testing.assert_allclose(shifted, y, rtol=2 * unit + 4 * 2.0**-53 * (abs(shift) + 8))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", NAMES)
+def test_large_arrays_have_the_bits_of_small_ones(name, dtype):
+    """Beyond 8 MB results go past the caches, by whole cache lines where rows lie side by side."""
+    x = (8 * np.random.default_rng(6).standard_normal((1536, 1600))).astype(dtype)
+    function = getattr(attnpy, name)
+    for axis in (0, 1):
+        slices = (x[:, :64], x[:, 64:]) if axis == 0 else (x[:64], x[64:])
+        parts = [function(np.ascontiguousarray(part), axis) for part in slices]
+        wanted = np.concatenate(parts, axis=-1 if name == "logsumexp" else 1 - axis)
+        np.testing.assert_array_equal(function(x, axis), wanted)
+        for offset in (0, 1, 5):
+            room = np.empty(wanted.size + 16, dtype)[offset : offset + wanted.size].reshape(wanted.shape)
+            np.testing.assert_array_equal(function(x, axis, out=room), wanted)
+        np.testing.assert_array_equal(function(np.asfortranarray(x), axis), wanted)
