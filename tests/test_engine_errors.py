@@ -1,7 +1,10 @@
 """What the engine refuses, word for word, and the one thing it warns of."""
 
+import os
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +218,28 @@ def test_a_warning_made_an_error():
         with pytest.raises(UserWarning, match="attn_mask"):
             sdpa(QUERY, KEY, VALUE, mask)
     assert sys.getrefcount(mask) == before
+
+
+# --- the environment
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ATTNPY_DEBUG_BLOCKS", "3", "it must be a number of keys, 4 ... 64"),
+        ("ATTNPY_DEBUG_BLOCKS", "65", "it must be a number of keys, 4 ... 64"),
+        ("ATTNPY_DEBUG_BLOCKS", "8x", "it must be a number of keys, 4 ... 64"),
+        ("ATTNPY_ISA", "sse9", "is not a level: it must be baseline, avx2 or avx512, and this CPU's level is "),
+    ],
+)
+def test_an_environment_that_asks_for_what_cannot_be(name, value, text):
+    package = Path(attnpy.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", "import attnpy._core"],
+        env={**os.environ, "PYTHONPATH": str(package), name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {name}={value}") and text in last, done.stderr
