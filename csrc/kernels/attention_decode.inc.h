@@ -15,7 +15,7 @@
 #define decode_step SUFFIX(decode_step)
 #define decode_terms SUFFIX(decode_terms)
 #define decode_softmax SUFFIX(decode_softmax)
-#define decode_part SUFFIX(decode_part)
+#define scores_are_finite SUFFIX(scores_are_finite)
 
 enum { DECODE_ROWS = 8 };
 #endif
@@ -115,6 +115,15 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
     }
 }
 
+static bool
+scores_are_finite(const REAL *score, int keys)
+{
+    vreal zero = {0};
+    for (int t = 0; t < keys; t += LANES)
+        zero += v_load(score + t) * (vreal){0};
+    return !v_any(zero != zero);
+}
+
 /* Scores of one row become weights; the running maximum moves, decay is what older sums are multiplied by. */
 static void
 decode_softmax(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t first, int keys, int h,
@@ -155,8 +164,11 @@ decode_step(const struct attn_attention *a, int64_t batch, int64_t kv_head, int6
     decode_load_side(&a->key, block.key_data + w->from * a->key.row, w->keys, a->head_dim, w->block, &key);
     decode_load_side(&a->value, value_data, w->keys, a->value_dim, w->block + ATTN_BLOCK * state->key_pitch, &value);
     row_scores(rows->count, state->query, state->key_pitch, &key, w->keys, &value, state->value_pitch, state->scores);
+    bool plain = w->sight == ATTN_FULL && w->keys % LANES == 0 && !has_terms(a) && !scales_scores(a);
     for (int h = 0; h < rows->count; h++) {
-        decode_terms(a, batch, rows, &block, w, h, state->scores + h * ATTN_BLOCK);
+        REAL *score = state->scores + h * ATTN_BLOCK;
+        if (!plain || !scores_are_finite(score, w->keys))
+            decode_terms(a, batch, rows, &block, w, h, score);
         decode_softmax(a, batch, rows, first + w->from, w->keys, h, state);
     }
     if (w->sight == ATTN_PARTIAL && !rows_finite(&value, w->keys, state->value_pitch))
