@@ -195,9 +195,12 @@ sums_kept(const struct attn_attention *a, int64_t batch, int64_t kv_head, const 
     for (int64_t n = 0; n < blocks; n++)
         if (seen[n / 64] >> n % 64 & 1)
             tile_weights(p->rows, p->tile + n * tile, (int)attn_min(attn_block_keys(a), a->key_length - n * attn_block_keys(a)));
+    uint64_t live = attn_bit_range(0, p->rows->count);
     vint bad = {0};
-    for (int lane = 0; lane < p->rows->count; lane += LANES)
-        bad |= v_load(p->rows->sum + lane) != v_load(p->rows->sum + lane);
+    for (int lane = 0; lane < p->rows->count; lane += LANES) {
+        vreal sum = v_load(p->rows->sum + lane);
+        bad |= (sum != sum) & v_lane_bits(live >> lane);
+    }
     return !v_any(bad);
 }
 
