@@ -287,18 +287,19 @@ def _arrays(arguments):
 # --- references, memory, flags
 
 
-def references(action, held):
+def references(actions, held):
     """Reference counts of all that was passed are as before."""
     gc.collect()
     before = [sys.getrefcount(x) for x in held]
-    for _ in range(10):
-        action()
+    for action in actions:
+        for _ in range(10):
+            action()
     gc.collect()
     after = [sys.getrefcount(x) for x in held]
-    assert after == before, f"reference counts {before} became {after} in 10 calls"
+    assert after == before, f"reference counts {before} became {after} in 10 calls of each"
 
 
-def steady_memory(action, calls=1500, rounds=4):
+def steady_memory(action, calls, rounds=4):
     """Resident memory stops growing: the last of several equal rounds adds less than a 64 byte object a call would."""
     for _ in range(calls):
         action()
