@@ -7,8 +7,8 @@
 #define mask_tile SUFFIX(mask_tile)
 #define bytes_to_bits SUFFIX(bytes_to_bits)
 #define lane_operand SUFFIX(lane_operand)
+#define scale_additive SUFFIX(scale_additive)
 #define additive_tile SUFFIX(additive_tile)
-#define additive_keys SUFFIX(additive_keys)
 
 /* 64 x 64 bits in place: bit j of word i becomes bit i of word j. Blocks of 32, 16, ... 1 off the diagonal change places. */
 static void
@@ -110,12 +110,23 @@ visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_bl
     return !any ? ATTN_HIDDEN : every == all ? ATTN_FULL : ATTN_PARTIAL;
 }
 
-/* A float mask or bias over a row block and a key block, [lane][64] in log2 units; clears the bits of keys that -inf hides.
- * What is finite stays finite after the multiplication by log2(e). */
+/* One row of a tile, in log2 units: what is finite stays finite after the multiplication by log2(e). */
+ATTN_INLINE void
+scale_additive(const REAL *from, REAL *to)
+{
+    const vreal most = v_splat(REAL_MAX), log2e = v_splat((REAL)LOG2E);
+    for (int j = 0; j < ATTN_BLOCK; j += LANES) {
+        vreal x = v_loadu(from + j), y = x * log2e;
+        v_store(to + j, v_select(v_abs(x) <= most, v_max(v_min(y, most), -most), y));
+    }
+}
+
+/* A float mask or bias over a row block and a key block, [lane][64]; clears the bits of keys that -inf hides. A row that hides all is not written:
+ * no visible score is added to it. */
 static void
 additive_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, REAL *tile, uint64_t *seen)
 {
-    const vreal most = v_splat(REAL_MAX), log2e = v_splat((REAL)LOG2E), nothing = v_splat(-REAL_INFINITY);
+    const bool direct = is_direct(t) && keys == ATTN_BLOCK;
     for (int lane = 0; lane < rows->count; lane++) {
         const char *p = lane_operand(t, batch_data, rows, lane, key);
         REAL *row = tile + lane * ATTN_BLOCK;
@@ -124,16 +135,16 @@ additive_tile(const struct attn_tensor *t, const char *batch_data, const struct 
             REAL x = to_real(p, t->type, t->swapped);
             for (int j = 0; j < ATTN_BLOCK; j++)
                 row[j] = x;
-        } else
+        } else if (!direct) {
             load_row(row, p, t->column, keys, t->type, t->swapped);
-        for (int j = keys; j < ATTN_BLOCK && t->column != 0; j++)
-            row[j] = 0;
-        for (int j = 0; j < ATTN_BLOCK; j += LANES) {
-            vreal x = v_load(row + j), y = x * log2e;
-            vint finite = v_abs(x) <= most;
-            v_store(row + j, v_select(finite, v_max(v_min(y, most), -most), y));
-            bits |= (uint64_t)v_mask_to_bits(x != nothing) << j;
+            for (int j = keys; j < ATTN_BLOCK; j++)
+                row[j] = 0;
         }
+        const REAL *from = direct ? (const REAL *)p : row;
+        for (int j = 0; j < ATTN_BLOCK; j += LANES)
+            bits |= (uint64_t)v_mask_to_bits(v_loadu(from + j) != v_splat(-REAL_INFINITY)) << j;
         seen[lane] &= bits;
+        if (seen[lane])
+            scale_additive(from, row);
     }
 }
