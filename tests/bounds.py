@@ -21,13 +21,13 @@ def attention_compute(arguments):
     )
 
 
+def oracle_errs(compute):
+    return ORACLE_ERRS if compute == np.float64 else 1
+
+
 def _cap(compute, reach, E, S):
     """u (8 + 2 r_n + 2 (r_d + 3) S_i): what a weight may be off, as a share of itself."""
-    return (
-        unit(compute)
-        * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach)
-        * (ORACLE_ERRS if compute == np.float64 else 1)
-    )
+    return unit(compute) * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach) * oracle_errs(compute)
 
 
 def _exact(function, compute, arguments, exact):
@@ -46,18 +46,18 @@ def scaled_dot_product_attention(arguments):
     wanted = _exact("scaled_dot_product_attention", compute, arguments, (exact.output, exact.lse))
     plain = oracle.attention(np.float32, arguments) if _all_float32(arguments) else None
     u = unit(compute)
-    cap = _cap(compute, exact.reach, E, S)[..., None] * exact.spread + tiny(compute) * exact.total
+    cap = _cap(compute, exact.reach, E, S)[..., None] * exact.spread
+    floor = tiny(compute) * exact.total
     largest = exact.spread.max(initial=0)
     again = functools.partial(oracle.attention, np.float32, arguments)
     results = [
-        Expected("output", wanted[0], cap, plain and plain.output, 2 * u * largest, lambda rng: again(rng).output)
+        Expected(
+            "output", wanted[0], cap, plain and plain.output, 2 * u * largest, lambda rng: again(rng).output, floor
+        )
     ]
     if with_lse:
         finite = np.where(np.isfinite(exact.lse), np.abs(exact.lse), 0).astype(np.float64)
-        cap = (
-            u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * (ORACLE_ERRS if compute == np.float64 else 1)
-            + u * finite
-        )
+        cap = u * (8 + 64 + math.ceil(S / 64) + 2 * (E + 3) * exact.reach) * oracle_errs(compute)
         results.append(
             Expected(
                 "lse",
@@ -66,6 +66,7 @@ def scaled_dot_product_attention(arguments):
                 plain and plain.lse,
                 2 * u * max(1, finite.max(initial=0)),
                 lambda rng: again(rng).lse,
+                u * finite,
             )
         )
     return results
@@ -79,10 +80,10 @@ def attention_weights(arguments):
     plain = oracle.attention(np.float32, arguments).weights[..., rows, :] if _all_float32(arguments) else None
     weights = exact.weights[..., rows, :]
     wanted = _exact("attention_weights", compute, arguments, (weights,))[0]
-    cap = _cap(compute, exact.reach, E, S)[..., rows, None] * weights.astype(np.float64) + tiny(compute)
+    cap = _cap(compute, exact.reach, E, S)[..., rows, None] * weights.astype(np.float64)
     slack = 2 * unit(compute) * float(weights.max(initial=0))
     again = functools.partial(oracle.attention, np.float32, arguments)
-    return [Expected("weights", wanted, cap, plain, slack, lambda rng: again(rng).weights[..., rows, :])]
+    return [Expected("weights", wanted, cap, plain, slack, lambda rng: again(rng).weights[..., rows, :], tiny(compute))]
 
 
 def attention_received(arguments):
@@ -93,11 +94,11 @@ def attention_received(arguments):
     plain = oracle.attention(np.float32, arguments).weights.sum(-2) if _all_float32(arguments) else None
     weights = exact.weights.astype(np.float64)
     wanted = _exact("attention_received", compute, arguments, (exact.weights.sum(-2),))[0]
-    cap = _cap(compute, exact.reach, E, S)[..., None] * weights + tiny(compute)
+    cap = _cap(compute, exact.reach, E, S)[..., None] * weights
     cap = cap.sum(-2) + unit(compute) * (64 + math.ceil(L / 64)) * weights.sum(-2)
     slack = 2 * unit(compute) * float(weights.sum(-2).max(initial=0))
     again = functools.partial(oracle.attention, np.float32, arguments)
-    return [Expected("received", wanted, cap, plain, slack, lambda rng: again(rng).weights.sum(-2))]
+    return [Expected("received", wanted, cap, plain, slack, lambda rng: again(rng).weights.sum(-2), L * tiny(compute))]
 
 
 def merge_attention(arguments):
@@ -109,7 +110,7 @@ def merge_attention(arguments):
     wanted = _exact("merge_attention", compute, arguments, merged[:2])
     stacked = np.stack([np.asarray(x, np.float64) for x in lses])
     reach = np.where(np.isfinite(stacked), np.abs(stacked), 0).max(0)
-    scale = ORACLE_ERRS if compute == np.float64 else 1
+    scale = oracle_errs(compute)
     cap = u * (8 + 2 * parts + 6 * reach) * scale
     finite = np.where(np.isfinite(merged[1]), np.abs(merged[1]), 0).astype(np.float64)
     plain = (
@@ -119,14 +120,20 @@ def merge_attention(arguments):
     )
     return [
         Expected(
-            "output", wanted[0], cap[..., None] * merged[2] + tiny(compute), plain[0], 2 * u * merged[2].max(initial=0)
+            "output",
+            wanted[0],
+            cap[..., None] * merged[2],
+            plain[0],
+            2 * u * merged[2].max(initial=0),
+            floor=tiny(compute),
         ),
         Expected(
             "lse",
             wanted[1],
-            u * (8 + parts + 6 * reach) * scale + u * finite,
+            u * (8 + parts + 6 * reach) * scale,
             plain[1],
             2 * u * max(1, finite.max(initial=0)),
+            floor=u * finite,
         ),
     ]
 
@@ -150,7 +157,7 @@ def _softmax(arguments):
     axes = given.get("axis", -1)
     n = math.prod(x.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
     lanes = LANES[attnpy._core.isa] // compute.itemsize
-    steps = (72 + n / (64 * lanes)) * (ORACLE_ERRS if compute == np.float64 else 1)
+    steps = (72 + n / (64 * lanes)) * oracle_errs(compute)
     plain = oracle.softmax(np.float32, **given) if x.dtype == np.float32 else (None,) * 4
     return compute, given, oracle.softmax(wider(compute), **given), plain, steps
 
@@ -160,16 +167,17 @@ def softmax(arguments):
     compute, given, exact, plain, steps = _softmax(arguments)
     y = exact[0].astype(np.float64)
     wanted = _exact("softmax", compute, given, exact[:1])[0]
-    cap = unit(compute) * (steps + 2 * _finite(exact[3])) * _finite(y) + tiny(compute) * unit(compute) * 2
-    return [Expected("y", wanted, cap, plain[0], 2 * unit(compute) * _finite(y).max(initial=0))]
+    cap = unit(compute) * (steps + 2 * _finite(exact[3])) * _finite(y)
+    floor = 2 * unit(compute) * tiny(compute)
+    return [Expected("y", wanted, cap, plain[0], 2 * unit(compute) * _finite(y).max(initial=0), floor=floor)]
 
 
 def log_softmax(arguments):
     compute, given, exact, plain, steps = _softmax(arguments)
     wanted = _exact("log_softmax", compute, given, exact[1:2])[0]
     size = _finite(exact[1])
-    cap = unit(compute) * (steps + 3 * size)
-    return [Expected("y", wanted, cap, plain[1], 2 * unit(compute) * max(1, size.max(initial=0)))]
+    cap, floor = unit(compute) * (steps + 2 * size), unit(compute) * size
+    return [Expected("y", wanted, cap, plain[1], 2 * unit(compute) * max(1, size.max(initial=0)), floor=floor)]
 
 
 def logsumexp(arguments):
@@ -178,8 +186,8 @@ def logsumexp(arguments):
     exact, plain = (None if y is None else y if keepdims else y.squeeze(axis) for y in (exact[2], plain[2]))
     wanted = _exact("logsumexp", compute, {**given, "keepdims": keepdims}, (exact,))[0]
     size = _finite(exact)
-    cap = unit(compute) * (steps + size)
-    return [Expected("y", np.asarray(wanted), cap, plain, 2 * unit(compute) * max(1, size.max(initial=0)))]
+    cap, floor = unit(compute) * steps, unit(compute) * size
+    return [Expected("y", np.asarray(wanted), cap, plain, 2 * unit(compute) * max(1, size.max(initial=0)), floor=floor)]
 
 
 def _finite(x):

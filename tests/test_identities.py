@@ -8,7 +8,7 @@ import pytest
 from cases import CASES, Call, Size
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics import errors, half_unit, same_bits
+from numerics import allowed_besides, errors, same_bits
 
 import attnpy
 
@@ -57,8 +57,7 @@ def seeds():
 def caps(call, got):
     """How far each result may be from the exact one, the rounding to a half type included."""
     for what, result in zip(getattr(bounds, call.function)(call.arguments), got, strict=True):
-        magnitude = np.where(np.isfinite(what.wanted), np.abs(what.wanted), 0) + what.cap
-        yield np.asarray(what.cap + half_unit(result.dtype, magnitude), np.float64)
+        yield np.asarray(what.cap + allowed_besides(np.asarray(result), what), np.float64)
 
 
 def agree(got, got_caps, other, other_caps, label):
