@@ -67,8 +67,8 @@ def timer(call, number=2000):
 
 
 def in_process(source):
-    """The number that a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    """The number that a fresh interpreter prints, away from any folder that holds another attnpy."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd="/")
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     return float(done.stdout)

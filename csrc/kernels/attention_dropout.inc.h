@@ -7,6 +7,7 @@
 #define vword SUFFIX(vword)
 #define threefry SUFFIX(threefry)
 #define drop_weights SUFFIX(drop_weights)
+#define drop_lanes SUFFIX(drop_lanes)
 #define drop_row SUFFIX(drop_row)
 #define dropout_mask_plan SUFFIX(dropout_mask_plan)
 #define dropout_mask_run SUFFIX(dropout_mask_run)
@@ -75,23 +76,39 @@ drop_weights(const struct attn_attention *a, int64_t batch, const struct row_blo
     }
 }
 
-/* kept[t] = 1 or 0 for keys first ... first + n - 1 of row (batch, head, i): lanes are groups of four keys. */
+/* Four LANES entries, `value` or 0, from key 4 `four` on. Lanes are groups of four keys, whose words two rounds of interleaving bring side by side. */
+ATTN_INLINE void
+drop_lanes(const uint32_t *dropout_key, uint32_t threshold, int64_t batch, int64_t head, int64_t i, int64_t four, REAL value, REAL *kept)
+{
+    vword counter = {0};
+    vreal part[4];
+    for (int lane = 0; lane < LANES; lane++)
+        counter[lane] = (uint32_t)(four + lane);
+    vword word[4] = {counter, (vword){0} + (uint32_t)i, (vword){0} + (uint32_t)head, (vword){0} + (uint32_t)batch};
+    threefry(word, dropout_key);
+    ATTN_UNROLL
+    for (int n = 0; n < 4; n++)
+        part[n] = v_select(__builtin_convertvector(word[n] >= threshold, vint), v_splat(value), (vreal){0});
+    vreal even = v_interleave_low(part[0], part[2]), odd = v_interleave_low(part[1], part[3]);
+    v_storeu(kept, v_interleave_low(even, odd));
+    v_storeu(kept + LANES, v_interleave_high(even, odd));
+    even = v_interleave_high(part[0], part[2]), odd = v_interleave_high(part[1], part[3]);
+    v_storeu(kept + 2 * LANES, v_interleave_low(even, odd));
+    v_storeu(kept + 3 * LANES, v_interleave_high(even, odd));
+}
+
+/* kept[t] = `value` or 0 for keys first ... first + n - 1 of row (batch, head, i). */
 static void
-drop_row(const uint32_t *dropout_key, double p, int64_t batch, int64_t head, int64_t i, int64_t first, int64_t n, REAL *kept)
+drop_row(const uint32_t *dropout_key, double p, int64_t batch, int64_t head, int64_t i, int64_t first, int64_t n, REAL value, REAL *kept)
 {
     uint32_t threshold = attn_dropout_threshold(p);
-    for (int64_t four = first >> 2; four <= (first + n - 1) >> 2; four += LANES) {
-        vword counter = {0};
-        for (int lane = 0; lane < LANES; lane++)
-            counter[lane] = (uint32_t)(four + lane);
-        vword word[4] = {counter, (vword){0} + (uint32_t)i, (vword){0} + (uint32_t)head, (vword){0} + (uint32_t)batch};
-        threefry(word, dropout_key);
-        for (int lane = 0; lane < LANES; lane++)
-            for (int part = 0; part < 4; part++) {
-                int64_t t = (four + lane) * 4 + part - first;
-                if (t >= 0 && t < n)
-                    kept[t] = word[part][lane] >= threshold;
-            }
+    for (int64_t from = first / 4 * 4; from < first + n; from += 4 * LANES) {
+        REAL part[4 * VECTOR_BYTES / sizeof(REAL)];
+        int64_t begin = attn_max(from, first), end = attn_min(from + 4 * LANES, first + n);
+        bool whole = end - begin == 4 * LANES;
+        drop_lanes(dropout_key, threshold, batch, head, i, from / 4, value, whole ? kept + (from - first) : part);
+        if (!whole)
+            memcpy(kept + (begin - first), part + (begin - from), (size_t)(end - begin) * sizeof(REAL));
     }
 }
 
@@ -116,9 +133,7 @@ dropout_mask_run(const void *arguments, int phase, int64_t task, void *scratch)
     (void)phase;
     if (attn_stopped(a->call.stop))
         return;
-    drop_row(a->dropout_key, a->dropout_p, batch, head, i, 0, a->key_length, row);
-    for (int64_t j = 0; j < a->key_length && a->output.type != ATTN_BOOL; j++)
-        row[j] = row[j] != 0 ? (REAL)(1 / (1 - a->dropout_p)) : 0;
+    drop_row(a->dropout_key, a->dropout_p, batch, head, i, 0, a->key_length, (REAL)(1 / (1 - a->dropout_p)), row);
     char *out = a->output.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->output.batch) + head * a->output.head + i * a->output.row;
     store_row(out, a->output.column, row, a->key_length, a->output.type, a->output.swapped);
 }
