@@ -163,12 +163,12 @@ def _softmax(arguments):
 
 
 def softmax(arguments):
-    """x - m and its product with log2(e) are rounded: |x - m| u each, as a share of y."""
+    """x - m is rounded, |x - m| u as a share of y; half the least subnormal."""
     compute, given, exact, plain, steps = _softmax(arguments)
     y = exact[0].astype(np.float64)
     wanted = _exact("softmax", compute, given, exact[:1])[0]
-    cap = unit(compute) * (steps + 2 * _finite(exact[3])) * _finite(y)
-    floor = 2 * unit(compute) * tiny(compute)
+    cap = unit(compute) * (steps + _finite(exact[3])) * _finite(y)
+    floor = max(unit(compute) * tiny(compute), 2.0**-1074)
     return [Expected("y", wanted, cap, plain[0], 2 * unit(compute) * _finite(y).max(initial=0), floor=floor)]
 
 
@@ -176,7 +176,7 @@ def log_softmax(arguments):
     compute, given, exact, plain, steps = _softmax(arguments)
     wanted = _exact("log_softmax", compute, given, exact[1:2])[0]
     size = _finite(exact[1])
-    cap, floor = unit(compute) * (steps + 2 * size), unit(compute) * size
+    cap, floor = unit(compute) * (steps + size), unit(compute) * size
     return [Expected("y", wanted, cap, plain[1], 2 * unit(compute) * max(1, size.max(initial=0)), floor=floor)]
 
 
