@@ -14,6 +14,7 @@ struct attn_kernels {
     const struct attn_kernel *dropout_mask[2];       /* struct attn_dropout */
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
+    double (*read)(const void *data, int64_t bytes);             /* probe.h */
     void (*elementary[2])(enum attn_elementary what, const void *x, void *y, int64_t n);
 };
 

@@ -32,5 +32,6 @@ const struct attn_kernels LEVEL(attn_kernels) = {
     .dropout_mask = BOTH(attn_dropout_mask),
     .fma_peak = {attn_fma_peak_f32, attn_fma_peak_f64},
     .tile_ceiling = {attn_tile_ceiling_f32, attn_tile_ceiling_f64},
+    .read = attn_read_f32,
     .elementary = {attn_elementary_f32, attn_elementary_f64},
 };

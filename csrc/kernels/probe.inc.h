@@ -4,6 +4,7 @@
 #define fused SUFFIX(fused)
 #define probe_fma SUFFIX(attn_fma_peak)
 #define probe_tile SUFFIX(attn_tile_ceiling)
+#define probe_read SUFFIX(attn_read)
 
 enum { ATTN_PROBE_CHAINS = 12 }; /* twice 4 cycles of latency by two units at least fill 8; 12 fit the registers of every level */
 #endif
@@ -67,4 +68,20 @@ probe_tile(int64_t head_dim, int64_t rounds)
         group_output(GROUP_VECTORS, scores, WIDTH, key, head_dim, ATTN_BLOCK, decay, head_dim, output);
     }
     return 4.0 * ATTN_BLOCK * WIDTH * (double)head_dim * (double)rounds;
+}
+
+/* Loads all bytes, whole vectors at a time; the sum keeps the compiler from leaving them out. Integers: bytes that were subnormal numbers would be slow. */
+ATTN_NOINLINE double
+probe_read(const void *data, int64_t bytes)
+{
+    const REAL *p = data;
+    vint sum[4] = {{0}, {0}, {0}, {0}};
+    int64_t n = bytes / (4 * VECTOR_BYTES);
+    for (int64_t i = 0; i < n; i++)
+        ATTN_UNROLL
+        for (int j = 0; j < 4; j++)
+            sum[j] += (vint)v_loadu(p + (4 * i + j) * LANES);
+    volatile lane_int kept = (sum[0] + sum[1] + sum[2] + sum[3])[0];
+    (void)kept;
+    return (double)(n * 4 * VECTOR_BYTES);
 }
