@@ -301,14 +301,15 @@ def references(actions, held):
 
 def steady_memory(action, calls, rounds=4):
     """Resident memory stops growing: the last of several equal rounds adds less than a 64 byte object a call would."""
-    for _ in range(calls):
-        action()
-    grown = []
-    for _ in range(rounds):
-        before = memory.peak_pages()
+    grown, before = [], None
+    for _ in range(rounds + 1):
         for _ in range(calls):
             action()
-        grown.append(memory.peak_pages() - before)
+        gc.collect()  # garbage in cycles is no leak
+        resident = memory.resident_bytes()
+        if before is not None:
+            grown.append(resident - before)
+        before = resident
     assert min(grown) < 32 * calls, f"{rounds} rounds of {calls} calls each added {grown} bytes"
 
 

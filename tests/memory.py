@@ -116,7 +116,7 @@ def swapped_bytes(array):
     return array.astype(array.dtype.newbyteorder())
 
 
-def peak_pages():
+def resident_bytes():
     """Resident memory of this process in bytes."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * PAGE

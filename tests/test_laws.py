@@ -11,7 +11,7 @@ import numerics
 import numpy as np
 import pytest
 import refusals
-from cases import ARRAY_FUNCTIONS, CASES, WITH_OUT, cases, check, fits, small_cases
+from cases import ARRAY_FUNCTIONS, CASES, DTYPES, WITH_OUT, cases, check, fits, small_cases
 
 import attnpy
 
@@ -277,7 +277,8 @@ def failing(name, refusal):
 def test_references_over_errors(name):
     rows = CASES[name].refused
     held = [x for refusal in rows for _, x in laws._arrays(refusal.change)]
-    laws.references([failing(name, refusal) for refusal in rows], [*held, *(refusal.change for refusal in rows)])
+    held += [refusal.change for refusal in rows] + list(DTYPES.values())
+    laws.references([failing(name, refusal) for refusal in rows], held)
 
 
 @pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
@@ -287,7 +288,7 @@ def test_references_over_success(name):
         out = {"out": laws.outs_like(call(), np.copy)} if CASES[name].outs else {}
         held = [
             *call.arrays.values(),
-            *(x.dtype for x in call.arrays.values()),
+            *DTYPES.values(),
             *(out["out"] if isinstance(out.get("out"), tuple) else out.values()),
         ]
         laws.references([call, lambda call=call, out=out: call(**out)], held)
