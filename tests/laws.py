@@ -6,6 +6,7 @@ Laws compare bits: two ways to ask for the same thing are the same operations in
 import ctypes
 import gc
 import os
+import platform
 import signal
 import sys
 import threading
@@ -17,8 +18,11 @@ from oracle import visible_keys
 
 import attnpy
 
+X86 = platform.machine() in ("x86_64", "AMD64")  # else 64-bit ARM
 POISON = {"NaN": np.nan, "-NaN": -np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 1e30}
-FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW = 0x1 | 0x4 | 0x8 | 0x10  # of x86's fenv.h
+# Of fenv.h: the flags but for "inexact", and rounding towards zero.
+FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW = 0x1D if X86 else 0x0F
+FE_TOWARDZERO = 0xC00 if X86 else 0xC00000
 OFFSETS = (0, 8, 64, -8)  # bytes between an input and the out= that overlaps it
 
 
@@ -326,6 +330,20 @@ def flags_untouched(call):
         after = libm.fetestexcept(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
         libm.feclearexcept(FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW)
         assert after == before, f"{call.function} {call.label}: flags {before:#x} became {after:#x}"
+
+
+def rounding_of_the_caller(call):
+    """Another rounding mode changes no bit, and is still set afterwards."""
+    wanted = call()
+    nearest = libm.fegetround()
+    libm.fesetround(FE_TOWARDZERO)
+    try:
+        got = call()
+        after = libm.fegetround()
+    finally:
+        libm.fesetround(nearest)
+    same_results(call, got, wanted, "with rounding towards zero")
+    assert after == FE_TOWARDZERO, f"{call.function} {call.label}: the rounding mode was changed"
 
 
 # --- processes and threads

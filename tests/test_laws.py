@@ -332,3 +332,4 @@ def test_floating_point_flags(name, shape, dtype, option):
                     array.reshape(-1)[:1] = array.dtype.type(value)
                 changes[operand] = array
         laws.flags_untouched(call.changed(f"with {value}", **changes))
+    laws.rounding_of_the_caller(call)

@@ -92,8 +92,10 @@ hold_floating_state(struct floating_state *state, enum attn_type compute)
 #if defined __SSE2__
     const unsigned quiet = 0x1f80; /* the processor's state at reset: all exceptions masked, no flags, round to nearest, subnormals kept */
     state->control = _mm_getcsr();
-    if (compute == ATTN_FLOAT64)
-        feholdexcept(&state->environment);
+    if (compute == ATTN_FLOAT64) {
+        fegetenv(&state->environment);
+        fesetenv(FE_DFL_ENV); /* the rounding of long double too */
+    }
     _mm_setcsr(quiet);
 #else
     (void)compute;
