@@ -271,7 +271,7 @@ def _softmax(function):
 
 MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
 
-DROPOUT_SHAPES = [(1, 1), (3, 5), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)]
+DROPOUT_SHAPES = [(1, 1), (3, 301), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)]
 
 
 def _merge(shape, dtype, option="plain", seed=0):
