@@ -283,18 +283,14 @@ def test_references_over_errors(name):
 
 @pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
 def test_references_over_success(name):
+    actions, held = [], list(DTYPES.values())
     for shape, dtype, option in small_cases(name):
         call = made(name, shape, dtype, option)
         out = {"out": laws.outs_like(call(), np.copy)} if CASES[name].outs else {}
-        held = [
-            *call.arrays.values(),
-            *DTYPES.values(),
-            *(
-                n for x in call.arguments.values() if isinstance(x, tuple) for n in x if n > 256
-            ),  # smaller ones are shared
-            *(out["out"] if isinstance(out.get("out"), tuple) else out.values()),
-        ]
-        laws.references([call, lambda call=call, out=out: call(**out)], held)
+        actions += [call, lambda call=call, out=out: call(**out)]
+        held += [*call.arrays.values(), *(out["out"] if isinstance(out.get("out"), tuple) else out.values())]
+        held += [n for x in call.arguments.values() if isinstance(x, tuple) for n in x if n > 256]  # not shared ones
+    laws.references(actions, held)
 
 
 @pytest.mark.parametrize("name", list(CASES))
