@@ -140,6 +140,7 @@ def out_given(call):
         "plain": np.copy,
         "Fortran": lambda x: x.copy("F"),
         "stepped": memory.stepped,
+        "interleaved": memory.interleaved,
         "unaligned": memory.unaligned,
         "rows far apart": memory.far_apart,
         "reversed": lambda x: memory.turned(memory.turned(x).copy()),
@@ -289,6 +290,12 @@ def _arrays(arguments):
 
 
 # --- references, memory, flags
+
+
+def integers_in(arguments):
+    """Integers in sequences among the arguments. Those up to 256 are shared by the whole process and not counted."""
+    sequences = [x for x in arguments.values() if isinstance(x, tuple | list)]
+    return [n for x in sequences for n in x if isinstance(n, int) and n > 256]
 
 
 def references(actions, held):

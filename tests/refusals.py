@@ -134,7 +134,8 @@ def _out(*shape):
     return [
         ({"out": ones(*shape[:-1], shape[-1] + 1)}, ValueError, "out"),
         ({"out": ones(1, *shape)}, ValueError, "out"),
-        ({"out": ones(*shape, dtype=np.float64)}, (TypeError, ValueError), "out"),
+        ({"out": ones(*shape, dtype=np.float64)}, TypeError, "out"),
+        ({"out": ones(*shape, dtype=np.dtype(np.float32).newbyteorder())}, TypeError, "out"),
         ({"out": ones(*shape).tolist()}, TypeError, "out"),
         ({"out": _read_only(*shape)}, ValueError, "out"),
         ({"out": _overlapping(*shape)}, ValueError, "out"),

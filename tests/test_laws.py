@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import laws
+import memory
 import numerics
 import numpy as np
 import pytest
@@ -279,19 +280,35 @@ def test_references_over_errors(name):
     rows = CASES[name].refused
     held = [x for refusal in rows for _, x in laws._arrays(refusal.change)]
     held += [refusal.change for refusal in rows] + list(DTYPES.values())
+    held += [n for refusal in rows for n in laws.integers_in(refusal.change)]
     laws.references([failing(name, refusal) for refusal in rows], held)
 
 
 @pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
 def test_references_over_success(name):
-    actions, held = [], list(DTYPES.values())
-    for shape, dtype, option in small_cases(name):
-        call = made(name, shape, dtype, option)
-        out = {"out": laws.outs_like(call(), np.copy)} if CASES[name].outs else {}
-        actions += [call, lambda call=call, out=out: call(**out)]
-        held += [*call.arrays.values(), *(out["out"] if isinstance(out.get("out"), tuple) else out.values())]
-        held += [n for x in call.arguments.values() if isinstance(x, tuple) for n in x if n > 256]  # not shared ones
+    actions, held = every_way(name), list(DTYPES.values())
+    for call in actions:
+        out = call.arguments.get("out")
+        held += [*call.arrays.values(), *(out if isinstance(out, tuple) else []), *laws.integers_in(call.arguments)]
     laws.references(actions, held)
+
+
+def every_way(name):
+    """Calls with every option, with out= plain, interleaved and over an input, and with sequences for arrays."""
+    calls = [made(name, shape, dtype, option) for shape, dtype, option in small_cases(name)]
+    if CASES[name].outs:
+        call = calls[0]
+        calls += [call.changed(out=laws.outs_like(call(), place)) for place in (np.copy, memory.interleaved)]
+        first = next(iter(call.arrays.values()))
+        buffer = np.zeros(max(x.nbytes for x in (first, *call())), np.uint8)
+        over = tuple(np.ndarray(np.shape(x), x.dtype, buffer) if n == 0 else None for n, x in enumerate(call()))
+        calls.append(call.changed(**{next(iter(call.arrays)): np.ndarray(first.shape, first.dtype, buffer)}))
+        calls[-1].arguments["out"] = over if len(over) > 1 else over[0]
+    if name in ATTENTION:
+        calls.append(calls[0].changed(window_size=(1000, 2000), query=calls[0].arguments["query"].tolist()))
+    if name == "merge_attention":
+        calls.append(calls[0].changed(**{k: list(x) for k, x in calls[0].arrays.items()}))
+    return calls
 
 
 @READS_PROC
@@ -309,14 +326,18 @@ def test_memory_is_steady_over_errors(name):
 @READS_PROC
 @pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
 def test_memory_is_steady_over_success(name):
-    calls = [made(name, shape, dtype, option) for shape, dtype, option in small_cases(name)]
-    swapped = [
-        call.changed(**{k: x.astype(x.dtype.newbyteorder()) for k, x in call.arrays.items() if x.dtype.kind in "fi"})
+    calls = every_way(name)
+    calls += [
+        call.changed(
+            out=None,
+            **{k: y for k, x in call.arrays.items() if k != "out" and (y := memory.swapped_bytes(x)) is not None},
+        )
         for call in calls
+        if CASES[name].outs
     ]
 
     def all_of_them():
-        for call in (*calls, *swapped):
+        for call in calls:
             call()
 
     laws.steady_memory(all_of_them, calls=200)
