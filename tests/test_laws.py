@@ -286,7 +286,7 @@ def test_references_over_errors(name):
 
 @pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
 def test_references_over_success(name):
-    actions, held = every_way(name), list(DTYPES.values())
+    actions, held = every_way(name), [np, *DTYPES.values()]
     for call in actions:
         out = call.arguments.get("out")
         held += [*call.arrays.values(), *(out if isinstance(out, tuple) else []), *laws.integers_in(call.arguments)]

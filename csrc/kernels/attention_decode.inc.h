@@ -8,9 +8,7 @@
 #define decode_bytes SUFFIX(decode_bytes)
 #define decode_state SUFFIX(decode_state)
 #define decode_open SUFFIX(decode_open)
-#define decode_start SUFFIX(decode_start)
-#define decode_block SUFFIX(decode_block)
-#define decode_load SUFFIX(decode_load)
+#define load_padded SUFFIX(load_padded)
 #define decode_load_side SUFFIX(decode_load_side)
 #define decode_step SUFFIX(decode_step)
 #define decode_terms SUFFIX(decode_terms)
@@ -36,6 +34,15 @@ decode_bytes(const struct attn_attention *a)
     return attn_round_up(sizeof(struct row_block)) + attn_round_up(sizeof(struct decode_state)) + DECODE_ROWS * pitches * sizeof(REAL);
 }
 
+/* A row of n elements as REALs, filled up with 0 to whole vectors. */
+static void
+load_padded(REAL *row, const char *data, const struct attn_tensor *t, int64_t n)
+{
+    if (n > 0)
+        v_store(row + (n - 1) / LANES * LANES, (vreal){0});
+    load_row(row, data, t->column, n, t->type, t->swapped);
+}
+
 /* Describes and loads the rows of a key/value head; `memory` holds decode_bytes. */
 static struct decode_state *
 decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, bool with_sink, char *memory)
@@ -52,8 +59,7 @@ decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64
     struct query_factor factor = query_factor_of(a);
     for (int h = 0; h < rows->count; h++) {
         REAL *query = state->query + h * state->key_pitch;
-        v_store(query + state->key_pitch - LANES, (vreal){0});
-        load_row(query, rows_query(a, batch, rows->head[h], rows->index[h]), a->query.column, a->head_dim, a->query.type, a->query.swapped);
+        load_padded(query, rows_query(a, batch, rows->head[h], rows->index[h]), &a->query, a->head_dim);
         for (int64_t d = 0; d < state->key_pitch; d += LANES)
             v_store(query + d, scaled_query(v_load(query + d), factor));
         state->top[h] = -REAL_INFINITY;
@@ -74,11 +80,8 @@ decode_load_side(const struct attn_tensor *t, const char *data, int keys, int64_
         side->row = t->row;
         return;
     }
-    for (int r = 0; r < keys; r++) {
-        if (n > 0)
-            v_store(memory + (r + 1) * pitch - LANES, (vreal){0});
-        load_row(memory + r * pitch, data + r * t->row, t->column, n, t->type, t->swapped);
-    }
+    for (int r = 0; r < keys; r++)
+        load_padded(memory + r * pitch, data + r * t->row, t, n);
     side->data = (const char *)memory;
     side->row = pitch * (int64_t)sizeof(REAL);
     side->stored = ATTN_STORED_REAL;
@@ -107,7 +110,7 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
         if (a->softcap != 0)
             s = capped(a->softcap, s);
         for (int n = 0; n < 2; n++)
-            if (additive[n]->data && additive[n]->type != ATTN_BOOL)
+            if (is_added(additive[n]))
                 s = saturating_sum(s, v_load(w->additive[n] + h * ATTN_BLOCK + t));
         if (a->alibi_slopes.data)
             s = saturating_sum(s, key_alibi(rows->slope[h], rows->position[h] - (first + t)));
@@ -182,7 +185,7 @@ static void
 decode(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t first, int64_t end, REAL *part,
        struct workplace *w, char *memory)
 {
-    int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK;
+    int64_t step = attn_block_keys(a);
     struct decode_state *state = decode_open(a, layout, batch, kv_head, first == 0, memory);
     int64_t from = attn_max(first, state->rows->any_first / step * step), to = attn_min(end, state->rows->any_end);
     for (int64_t key = from; key < to && !attn_stopped(a->call.stop); key += step)

@@ -10,13 +10,13 @@
 #define workplace_open SUFFIX(workplace_open)
 #define tile_sight SUFFIX(tile_sight)
 #define segment_scores SUFFIX(segment_scores)
-#define segments_of SUFFIX(segments_of)
 #define next_segment SUFFIX(next_segment)
 #define trim_keys SUFFIX(trim_keys)
 #define segment_step SUFFIX(segment_step)
 #define softmax_step SUFFIX(softmax_step)
 #define attend_segment SUFFIX(attend_segment)
 #define attend SUFFIX(attend)
+#define is_added SUFFIX(is_added)
 #define has_terms SUFFIX(has_terms)
 #define rows_finish SUFFIX(rows_finish)
 #define store_lse SUFFIX(store_lse)
@@ -107,10 +107,17 @@ workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
     return w;
 }
 
+/* Whether an operand is there to be added to the scores; a boolean mask only hides. */
+ATTN_INLINE bool
+is_added(const struct attn_tensor *t)
+{
+    return t->data && t->type != ATTN_BOOL;
+}
+
 ATTN_INLINE bool
 has_terms(const struct attn_attention *a)
 {
-    return a->softcap != 0 || a->bias.data || (a->attn_mask.data && a->attn_mask.type != ATTN_BOOL) || a->alibi_slopes.data;
+    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data;
 }
 
 /* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */
@@ -129,7 +136,7 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
         return w->sight = ATTN_FULL;
     memset(w->seen, 0xff, sizeof w->seen);
     for (int n = 0; n < 2; n++)
-        if (additive[n]->data && additive[n]->type != ATTN_BOOL)
+        if (is_added(additive[n]))
             additive_tile(additive[n], scalar_at(a, additive[n], batch, 0), rows, from, w->keys, w->additive[n], w->seen);
     w->sight = visible_lanes(a, batch, rows, from, w->keys, w->seen);
     if (w->sight == ATTN_PARTIAL && by_key) {
@@ -160,16 +167,13 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
         return;
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
-    if (risky) {
-        struct segment whole = *s;
-        whole.from = first;
-        repair_scores(a, batch, rows, &whole, block);
-    }
+    if (risky)
+        repair_scores(a, batch, rows, s, block->key_data + first * a->key.row);
     if (a->softcap != 0)
         cap_scores(a->softcap, s);
     for (int n = 0; n < 2; n++)
-        if (additive[n]->data && additive[n]->type != ATTN_BOOL)
-            add_tile(s, w->additive[n], 0);
+        if (is_added(additive[n]))
+            add_tile(s, w->additive[n]);
     if (a->alibi_slopes.data)
         add_alibi(rows, s, block->first + first);
     hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
@@ -281,7 +285,7 @@ static bool
 attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, char *blocks, size_t bytes, int64_t n, int64_t first, int64_t end,
              struct workplace *w)
 {
-    int64_t step = a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK, lowest = end, highest = first;
+    int64_t step = attn_block_keys(a), lowest = end, highest = first;
     for (int64_t i = 0; i < n; i++) {
         const struct row_block *rows = (struct row_block *)(blocks + (size_t)i * bytes);
         lowest = attn_min(lowest, rows->any_first);
@@ -332,17 +336,10 @@ rows_finish(const struct attn_attention *a, int64_t batch, const struct row_bloc
     char *data = output_batch(a, output, batch);
     REAL *row[ATTN_BLOCK], factor[ATTN_BLOCK];
     bool direct = is_direct(output);
-    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
-        vreal sum = v_load(rows->sum + lane);
-        v_storeu(factor + lane, v_select(sum == (vreal){0}, (vreal){0}, v_splat((REAL)(1 / (1 - a->dropout_p))) / sum));
-    }
+    row_factors(rows, (REAL)(1 / (1 - a->dropout_p)), factor);
     for (int lane = 0; lane < rows->count; lane++)
         row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : w->staging + lane * pitch;
-    for (int lane = 0; lane < rows->count;) {
-        int width = group_vectors(rows->count, lane) * LANES;
-        transpose_out(row + lane, rows->output + lane * a->value_dim, width, (int)attn_min(width, rows->count - lane), a->value_dim, factor + lane);
-        lane += width;
-    }
+    rows_out(rows, row, rows->output, a->value_dim, a->value_dim, factor);
     if (!direct)
         for (int lane = 0; lane < rows->count; lane++)
             store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], a->value_dim, output->type,

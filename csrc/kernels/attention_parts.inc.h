@@ -45,11 +45,7 @@ rows_part(const struct attn_attention *a, const struct row_block *rows, REAL *pa
         to[1] = rows->sum[lane];
         row[lane] = to + LANES;
     }
-    for (int lane = 0; lane < rows->count;) {
-        int width = group_vectors(rows->count, lane) * LANES;
-        transpose_out(row + lane, rows->output + lane * a->value_dim, width, (int)attn_min(width, rows->count - lane), a->value_dim, one);
-        lane += width;
-    }
+    rows_out(rows, row, rows->output, a->value_dim, a->value_dim, one);
 }
 
 /* The parts of one row: O = sum_t 2^(top_t - top) O_t / l. The first part's row is used up. */

@@ -4,7 +4,6 @@
  * to which each row block adds once, folded at the end. */
 #ifndef ATTN_RECEIVED_NAMES
 #define ATTN_RECEIVED_NAMES
-#define received_layout SUFFIX(received_layout)
 #define received_plan SUFFIX(received_plan)
 #define received_sums SUFFIX(received_sums)
 #define received_keys SUFFIX(received_keys)
@@ -71,7 +70,7 @@ received_sums(const struct attn_attention *a, int64_t task, void *scratch)
     struct weights_place p = weights_open(a, scratch, false);
     REAL *kept = (REAL *)a->call.workspace + task * 2 * ATTN_BLOCK;
     rows_load(a, layout, kv / kv_heads, kv % kv_heads, task % layout.blocks, p.w->staging, p.rows);
-    rows_start(a, kv / kv_heads, p.rows, 0, true);
+    rows_start(a, kv / kv_heads, p.rows, true);
     sums_online(a, kv / kv_heads, kv % kv_heads, &p);
     memcpy(kept, p.rows->top, sizeof p.rows->top);
     memcpy(kept + ATTN_BLOCK, p.rows->sum, sizeof p.rows->sum);
@@ -85,20 +84,21 @@ received_keys(const struct attn_attention *a, int64_t batch, int64_t head, int64
     struct weights_place p = weights_open(a, scratch, false);
     int64_t kv_heads = a->heads / a->group, kv_head = head / a->group, from = chunk * ATTN_RECEIVED_BLOCKS;
     int64_t end = attn_min(attn_key_blocks(a), from + ATTN_RECEIVED_BLOCKS), step = attn_block_keys(a);
-    REAL *received = p.tile + ATTN_BLOCK * ATTN_BLOCK, *row = received + ATTN_RECEIVED_BLOCKS * ATTN_BLOCK * LANES;
+    REAL factor[ATTN_BLOCK], *received = p.tile + ATTN_BLOCK * ATTN_BLOCK, *row = received + ATTN_RECEIVED_BLOCKS * ATTN_BLOCK * LANES;
     memset(received, 0, ATTN_RECEIVED_BLOCKS * ATTN_BLOCK * LANES * sizeof(REAL));
     for (int64_t number = head % a->group; number < layout.blocks; number += a->group) {
         const REAL *kept = (REAL *)a->call.workspace + ((batch * kv_heads + kv_head) * layout.blocks + number) * 2 * ATTN_BLOCK;
         rows_load(a, layout, batch, kv_head, number, p.w->staging, p.rows);
         memcpy(p.rows->top, kept, sizeof p.rows->top);
         memcpy(p.rows->sum, kept + ATTN_BLOCK, sizeof p.rows->sum);
+        row_factors(p.rows, 1, factor);
         for (int64_t n = from; n < end; n++) {
             struct key_block block;
             if (attn_stopped(a->call.stop))
                 return;
             if (!weights_load(a, batch, kv_head, n, &p, &block))
                 continue;
-            weights_again(a, batch, &p, &block);
+            weights_again(a, batch, &p, &block, factor);
             tile_received(p.rows, p.tile, block.keys, received + (n - from) * step * LANES);
         }
     }

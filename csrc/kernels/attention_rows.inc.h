@@ -4,7 +4,6 @@
 #ifndef ATTN_ROWS_NAMES
 #define ATTN_ROWS_NAMES
 #define row_block SUFFIX(row_block)
-#define rows_layout SUFFIX(rows_layout)
 #define rows_bytes SUFFIX(rows_bytes)
 #define rows_place SUFFIX(rows_place)
 #define rows_describe SUFFIX(rows_describe)
@@ -17,6 +16,8 @@
 #define group_vectors SUFFIX(group_vectors)
 #define transpose_in SUFFIX(transpose_in)
 #define transpose_out SUFFIX(transpose_out)
+#define rows_out SUFFIX(rows_out)
+#define row_factors SUFFIX(row_factors)
 #define scalar_at SUFFIX(scalar_at)
 #define scales_scores SUFFIX(scales_scores)
 #define query_factor SUFFIX(query_factor)
@@ -37,6 +38,13 @@ attn_row_layout(const struct attn_attention *a, int64_t positions)
     struct attn_row_layout layout = {.positions = positions, .paired = positions < ATTN_BLOCK && a->group > 1};
     layout.blocks = layout.paired ? (positions * a->group + ATTN_BLOCK - 1) / ATTN_BLOCK : (positions + ATTN_BLOCK - 1) / ATTN_BLOCK * a->group;
     return layout;
+}
+
+/* Keys in a key block. */
+static inline int64_t
+attn_block_keys(const struct attn_attention *a)
+{
+    return a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK;
 }
 
 static inline size_t
@@ -177,6 +185,27 @@ transpose_out(REAL *const *row, const REAL *from, int64_t width, int lanes, int6
     }
 }
 
+/* row[lane][c] = element c of a row block's `lane`, times factor[lane]. from: [group][at least n][width], a lane's part of it `pitch` REALs long. */
+static void
+rows_out(const struct row_block *rows, REAL *const *row, const REAL *from, int64_t pitch, int64_t n, const REAL *factor)
+{
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        transpose_out(row + lane, from + lane * pitch, width, (int)attn_min(width, rows->count - lane), n, factor + lane);
+        lane += width;
+    }
+}
+
+/* What each row is multiplied by at the end: whole / sum, and 0 where nothing was seen. */
+static void
+row_factors(const struct row_block *rows, REAL whole, REAL *factor)
+{
+    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
+        vreal sum = v_load(rows->sum + lane);
+        v_storeu(factor + lane, v_select(sum == (vreal){0}, (vreal){0}, v_splat(whole) / sum));
+    }
+}
+
 /* Which keys each lane sees, by position alone: causal, window and lengths are one interval. */
 static void
 rows_ranges(const struct attn_attention *a, int64_t batch, struct row_block *rows)
@@ -289,7 +318,7 @@ row_sink(const struct attn_attention *a, int64_t batch, const struct row_block *
 
 /* Nothing seen yet: no maximum, no sum but the sink's, output 0. */
 static void
-rows_start(const struct attn_attention *a, int64_t batch, struct row_block *rows, int64_t value_dim, bool with_sink)
+rows_start(const struct attn_attention *a, int64_t batch, struct row_block *rows, bool with_sink)
 {
     for (int lane = 0; lane < ATTN_BLOCK; lane++) {
         rows->top[lane] = -REAL_INFINITY;
@@ -297,5 +326,5 @@ rows_start(const struct attn_attention *a, int64_t batch, struct row_block *rows
         if (with_sink && a->sinks.data && lane < rows->count)
             row_sink(a, batch, rows, lane, &rows->top[lane], &rows->sum[lane]);
     }
-    memset(rows->output, 0, (size_t)(value_dim * ATTN_BLOCK) * sizeof(REAL));
+    memset(rows->output, 0, (size_t)(a->value_dim * ATTN_BLOCK) * sizeof(REAL));
 }

@@ -37,7 +37,7 @@ attend_part(const struct attn_attention *a, const struct attn_forward_cut *cut, 
     }
     struct row_block *rows = rows_place(memory, a->head_dim);
     rows_load(a, cut->layout, batch, kv_head, 0, w->staging, rows);
-    rows_start(a, batch, rows, a->value_dim, first == 0);
+    rows_start(a, batch, rows, first == 0);
     if (attend_range(a, batch, kv_head, memory, 0, 1, first, end, w))
         rows_part(a, rows, to);
 }
@@ -51,7 +51,7 @@ attend_blocks(const struct attn_attention *a, const struct attn_forward_cut *cut
     for (int64_t i = 0; i < n; i++) {
         struct row_block *rows = rows_place(memory + (size_t)i * bytes, a->head_dim);
         rows_load(a, cut->layout, batch, kv_head, from + i, w->staging, rows);
-        rows_start(a, batch, rows, a->value_dim, true);
+        rows_start(a, batch, rows, true);
     }
     if (!attend_range(a, batch, kv_head, memory, bytes, n, 0, a->key_length, w))
         return;

@@ -100,8 +100,7 @@ stored_dot(int n, enum attn_stored stored, const REAL *query, int64_t pitch, con
 /* scores[h][t] for n rows; LANES keys at a time, whose partial sums are folded together. Past the end: 0. */
 ATTN_INLINE void
 stored_scores(int n, enum attn_stored stored, const REAL *query, int64_t pitch, const struct stored_rows *key, int keys,
-              const struct stored_rows *value,
-              int64_t value_bytes, REAL *scores)
+              const struct stored_rows *value, int64_t value_bytes, REAL *scores)
 {
     for (int t = 0; t < keys; t += LANES) {
         vreal part[4][VECTOR_BYTES / sizeof(REAL)];
@@ -169,8 +168,7 @@ stored_values(int n, enum attn_stored stored, const REAL *weights, const struct 
 /* The usual head sizes are constants where the loops over the head are inlined: 5 % of the time of a decoding step. */
 ATTN_INLINE void
 row_scores_as(int n, enum attn_stored stored, const REAL *query, int64_t pitch, const struct stored_rows *key, int keys,
-              const struct stored_rows *value,
-              int64_t value_bytes, REAL *scores)
+              const struct stored_rows *value, int64_t value_bytes, REAL *scores)
 {
     if (pitch == 64)
         stored_scores(n, stored, query, 64, key, keys, value, value_bytes, scores);

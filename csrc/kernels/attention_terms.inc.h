@@ -153,15 +153,16 @@ repaired_score(const struct attn_attention *a, const char *query, const char *ke
     return sum > REAL_MAX ? REAL_MAX : sum < -REAL_MAX ? -REAL_MAX : (REAL)sum;
 }
 
+/* key: where the segment's first key is stored. */
 static void
-repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s, const struct key_block *block)
+repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s, const char *key)
 {
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv * LANES && s->lane + i < rows->count; i++) {
             REAL *score = s->scores + t * s->width + i;
             if (*score - *score != 0)
                 *score = repaired_score(a, rows_query(a, batch, rows->head[s->lane + i], rows->index[s->lane + i]),
-                                        block->key_data + (s->from + t) * a->key.row, *score);
+                                        key + t * a->key.row, *score);
         }
 }
 
@@ -192,20 +193,19 @@ scale_scores(REAL factor, const struct segment *s)
         }
 }
 
-/* Adds a tile that lies [lane][64]; it is transposed on the way. Its columns begin with the key block's `tile_from`th key. */
+/* Adds a tile that lies [lane][64] and begins with the first key that the row block may see; it is transposed on the way. */
 static void
-add_tile(const struct segment *s, const REAL *tile, int tile_from)
+add_tile(const struct segment *s, const REAL *tile)
 {
-    int shift = s->from - tile_from;
     for (int i = 0; i < s->nv; i++)
-        for (int c = 0; c < shift + s->keys; c += LANES) {
+        for (int c = 0; c < s->from + s->keys; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
             for (int n = 0; n < LANES; n++)
                 block[n] = v_load(tile + (s->lane + i * LANES + n) * ATTN_BLOCK + c);
             v_transpose(block);
             for (int n = 0; n < LANES; n++)
-                if (c + n >= shift && c + n < shift + s->keys) {
-                    REAL *score = s->scores + (c + n - shift) * s->width + i * LANES;
+                if (c + n >= s->from && c + n < s->from + s->keys) {
+                    REAL *score = s->scores + (c + n - s->from) * s->width + i * LANES;
                     v_store(score, saturating_sum(v_load(score), block[n]));
                 }
         }

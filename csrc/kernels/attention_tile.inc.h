@@ -10,7 +10,6 @@
 #define tile_product SUFFIX(tile_product)
 #define tile_scores SUFFIX(tile_scores)
 #define tile_output SUFFIX(tile_output)
-#define tile_output_selected SUFFIX(tile_output_selected)
 #define scores_of SUFFIX(scores_of)
 #define scores_by_4 SUFFIX(scores_by_4)
 #define scores_by_2 SUFFIX(scores_by_2)
@@ -61,9 +60,7 @@ tile_product(vreal (*sum)[GROUP_VECTORS], int rows, int nv, const REAL *a, int64
 
 /* scores[r][lane] = key r . query; top follows their maximum. Meanwhile the next keys are asked for, and the rows of `soon`, one for each key. */
 ATTN_INLINE void
-tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, const REAL *soon,
-            int64_t soon_row,
-            REAL *scores, vreal *top)
+tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, const REAL *soon, int64_t soon_row, REAL *scores, vreal *top)
 {
     vreal sum[16][GROUP_VECTORS];
     ATTN_UNROLL

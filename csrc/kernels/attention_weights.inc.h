@@ -9,12 +9,11 @@
 #define weights_load SUFFIX(weights_load)
 #define score_tile SUFFIX(score_tile)
 #define tile_weights SUFFIX(tile_weights)
-#define row_factors SUFFIX(row_factors)
+#define decay_sums SUFFIX(decay_sums)
 #define scale_tile SUFFIX(scale_tile)
 #define store_tile SUFFIX(store_tile)
 #define sums_kept SUFFIX(sums_kept)
 #define sums_online SUFFIX(sums_online)
-#define weights_rows SUFFIX(weights_rows)
 #define weights_plan SUFFIX(weights_plan)
 #define weights_run SUFFIX(weights_run)
 #define weights_bytes SUFFIX(weights_bytes)
@@ -26,12 +25,6 @@ enum {
     ATTN_KEPT_BYTES = 1 << 20, /* scores of a row block that are kept: half of a 2 MB second-level cache */
     ATTN_KEPT_BLOCKS = ATTN_KEPT_BYTES / (ATTN_BLOCK * (int)sizeof(float)) / 4 /* key blocks of kept scores, were they the shortest, of 4 keys */
 };
-
-static inline int64_t
-attn_block_keys(const struct attn_attention *a)
-{
-    return a->call.debug_blocks ? a->call.debug_blocks : ATTN_BLOCK;
-}
 
 static inline int64_t
 attn_key_blocks(const struct attn_attention *a)
@@ -100,6 +93,17 @@ score_tile(const struct attn_attention *a, int64_t batch, const struct weights_p
     }
 }
 
+/* The rows' maxima have moved on from `old`, and the sums follow. */
+static void
+decay_sums(struct row_block *rows, const REAL *old)
+{
+    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
+        vreal base, decay;
+        softmax_step(v_load(old + lane), v_load(rows->top + lane), &base, &decay);
+        v_store(rows->sum + lane, v_load(rows->sum + lane) * decay);
+    }
+}
+
 /* A tile's scores become 2^(score - maximum); their sums are added to the rows'. */
 static void
 tile_weights(struct row_block *rows, REAL *tile, int keys)
@@ -119,22 +123,10 @@ tile_weights(struct row_block *rows, REAL *tile, int keys)
     }
 }
 
-/* What each row's weights are multiplied by. */
-static void
-row_factors(const struct row_block *rows, REAL *factor)
-{
-    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
-        vreal sum = v_load(rows->sum + lane);
-        v_storeu(factor + lane, v_select(sum == (vreal){0}, (vreal){0}, v_splat(1) / sum));
-    }
-}
-
 /* Divides a tile's weights by the sums; what is hidden stays 0, also in a row that is NaN. */
 static void
-scale_tile(const struct row_block *rows, const struct workplace *w, REAL *tile, int keys)
+scale_tile(const struct row_block *rows, const struct workplace *w, const REAL *factor, REAL *tile, int keys)
 {
-    REAL factors[ATTN_BLOCK];
-    row_factors(rows, factors);
     for (int t = 0; t < keys; t++) {
         bool within = t >= w->from && t < w->from + w->keys;
         uint64_t seen = !within ? 0 : w->sight == ATTN_PARTIAL ? w->seen[t - w->from] : ~(uint64_t)0;
@@ -142,7 +134,7 @@ scale_tile(const struct row_block *rows, const struct workplace *w, REAL *tile, 
             int nv = group_vectors(rows->count, lane);
             for (int i = 0; i < nv; i++) {
                 REAL *weight = tile + lane * ATTN_BLOCK + t * nv * LANES + i * LANES;
-                vreal scaled = v_load(weight) * v_loadu(factors + lane + i * LANES);
+                vreal scaled = v_load(weight) * v_loadu(factor + lane + i * LANES);
                 v_store(weight, v_select(v_lane_bits(seen >> (lane + i * LANES)), scaled, (vreal){0}));
             }
             lane += nv * LANES;
@@ -164,11 +156,7 @@ store_tile(const struct attn_attention *a, int64_t batch, const struct row_block
     if (!tile)
         memset(staging, 0, ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL));
     else
-        for (int lane = 0; lane < rows->count;) {
-            int width = group_vectors(rows->count, lane) * LANES;
-            transpose_out(row + lane, tile + lane * ATTN_BLOCK, width, (int)attn_min(width, rows->count - lane), keys, factor + lane);
-            lane += width;
-        }
+        rows_out(rows, row, tile, ATTN_BLOCK, keys, factor);
     for (int lane = 0; lane < rows->count && !direct; lane++)
         store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], keys, output->type, output->swapped);
 }
@@ -187,11 +175,7 @@ sums_kept(const struct attn_attention *a, int64_t batch, int64_t kv_head, const 
         if (sees)
             score_tile(a, batch, p, &block, p->tile + n * tile);
     }
-    for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
-        vreal base, decay;
-        softmax_step(v_load(sink_top + lane), v_load(p->rows->top + lane), &base, &decay);
-        v_store(p->rows->sum + lane, v_load(p->rows->sum + lane) * decay);
-    }
+    decay_sums(p->rows, sink_top);
     for (int64_t n = 0; n < blocks; n++)
         if (seen[n / 64] >> n % 64 & 1)
             tile_weights(p->rows, p->tile + n * tile, (int)attn_min(attn_block_keys(a), a->key_length - n * attn_block_keys(a)));
@@ -215,25 +199,21 @@ sums_online(const struct attn_attention *a, int64_t batch, int64_t kv_head, cons
             continue;
         memcpy(old, p->rows->top, sizeof old);
         score_tile(a, batch, p, &block, p->tile);
-        for (int lane = 0; lane < ATTN_BLOCK; lane += LANES) {
-            vreal base, decay;
-            softmax_step(v_load(old + lane), v_load(p->rows->top + lane), &base, &decay);
-            v_store(p->rows->sum + lane, v_load(p->rows->sum + lane) * decay);
-        }
+        decay_sums(p->rows, old);
         tile_weights(p->rows, p->tile, block.keys);
     }
 }
 
 /* The weights of a key block from scores that are computed again; its rows' maxima and sums are final. sums of `rows` are left as they are. */
 static void
-weights_again(const struct attn_attention *a, int64_t batch, const struct weights_place *p, const struct key_block *block)
+weights_again(const struct attn_attention *a, int64_t batch, const struct weights_place *p, const struct key_block *block, const REAL *factor)
 {
     REAL sum[ATTN_BLOCK];
     memcpy(sum, p->rows->sum, sizeof sum);
     score_tile(a, batch, p, block, p->tile);
     tile_weights(p->rows, p->tile, block->keys);
     memcpy(p->rows->sum, sum, sizeof sum);
-    scale_tile(p->rows, p->w, p->tile, block->keys);
+    scale_tile(p->rows, p->w, factor, p->tile, block->keys);
 }
 
 static void
@@ -258,14 +238,14 @@ weights_run(const void *arguments, int phase, int64_t task, void *scratch)
     uint64_t seen[ATTN_KEPT_BLOCKS / 64];
     (void)phase;
     rows_load(a, layout, batch, kv_head, task % layout.blocks, p.w->staging, p.rows);
-    rows_start(a, batch, p.rows, 0, true);
+    rows_start(a, batch, p.rows, true);
     bool kept = p.keeps && sums_kept(a, batch, kv_head, &p, seen);
     if (!p.keeps)
         sums_online(a, batch, kv_head, &p);
-    REAL factor[ATTN_BLOCK];
-    row_factors(p.rows, factor);
-    for (int lane = 0; lane < ATTN_BLOCK && !kept; lane++)
-        factor[lane] = 1;
+    REAL factor[ATTN_BLOCK], one[ATTN_BLOCK];
+    row_factors(p.rows, 1, factor);
+    for (int lane = 0; lane < ATTN_BLOCK; lane++)
+        one[lane] = 1;
     for (int64_t n = 0; n < attn_key_blocks(a) && !attn_stopped(a->call.stop); n++) {
         int64_t first = n * attn_block_keys(a);
         int keys = (int)attn_min(attn_block_keys(a), a->key_length - first);
@@ -274,10 +254,10 @@ weights_run(const void *arguments, int phase, int64_t task, void *scratch)
         if (kept)
             tile = seen[n / 64] >> n % 64 & 1 ? p.tile + n * ATTN_BLOCK * ATTN_BLOCK : NULL;
         else if (weights_load(a, batch, kv_head, n, &p, &block)) {
-            weights_again(a, batch, &p, &block);
+            weights_again(a, batch, &p, &block, factor);
             tile = p.tile;
         }
-        store_tile(a, batch, p.rows, tile, factor, first, keys, p.w->scores);
+        store_tile(a, batch, p.rows, tile, kept ? factor : one, first, keys, p.w->scores);
     }
 }
 
