@@ -1,27 +1,8 @@
 /* attention.c: scaled_dot_product_attention, attention_weights and attention_received. */
+#include "attention.h"
 #include "families.h"
 
-#include "../kernels/attention.h"
-
 #include <math.h>
-
-#define PLACE(member) offsetof(struct attn_attention, member)
-
-/* The optional operands that all three functions have; bias and what follows are arguments `b` on. */
-#define SCORE_OPERANDS(mask, b)                                                                                                             \
-    {"attn_mask", ENGINE_MASK, mask, "hls", 0, PLACE(attn_mask)}, {"bias", ENGINE_ADDED, b, "hls", 0, PLACE(bias)},                         \
-        {"alibi_slopes", ENGINE_PER_HEAD, b + 4, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, b + 5, "h..", 0, PLACE(sinks)}, \
-        {"causal_offset", ENGINE_OFFSETS, b + 1, "...", 0, PLACE(causal_offset)},                                                           \
-        {"query_lengths", ENGINE_LENGTHS, b + 6, "...", 'l', PLACE(query_lengths)},                                                         \
-    {                                                                                                                                       \
-        "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                  \
-    }
-
-#define QUERY_AND_KEY                                  \
-    {"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, \
-    {                                                  \
-        "key", ENGINE_DATA, 1, "gsd", 0, PLACE(key)    \
-    }
 
 static const struct engine_function attention = {
     .name = "scaled_dot_product_attention",
@@ -29,7 +10,7 @@ static const struct engine_function attention = {
     .arguments = 18,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention),
-    .operands = {QUERY_AND_KEY, {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7)},
+    .operands = {QUERY_AND_KEY(0), {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7)},
     .outputs = {{"output", "hle", false, PLACE(output)}, {"lse", "hl.", true, PLACE(lse)}},
 };
 
@@ -39,7 +20,7 @@ static const struct engine_function weights = {
     .arguments = 15,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_weights),
-    .operands = {QUERY_AND_KEY, SCORE_OPERANDS(2, 5)},
+    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5)},
     .outputs = {{"the weights", "hls", false, PLACE(output)}},
 };
 
@@ -49,7 +30,7 @@ static const struct engine_function received = {
     .arguments = 14,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_received),
-    .operands = {QUERY_AND_KEY, SCORE_OPERANDS(2, 5)},
+    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5)},
     .outputs = {{"the sums", "h.s", false, PLACE(output)}},
 };
 
@@ -104,9 +85,8 @@ check_positions(const struct engine *e, const struct attn_attention *a)
     return true;
 }
 
-/* The scalar parameters of scores and positions: arguments is_causal, scale, bias, causal_offset, window_size, softcap in a row. */
-static bool
-bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a)
+bool
+attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a)
 {
     if (!bind_sizes(e, a) || !engine_flag("is_causal", argument[0], &a->is_causal))
         return false;
@@ -132,15 +112,14 @@ call_attention(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     bool with_lse = false;
     (void)module;
-    bool done = engine_open(&e, &attention, arguments, n, &a) && bind_scores(&e, arguments + 5, &a) &&
+    bool done = engine_open(&e, &attention, arguments, n, &a) && attention_bind_scores(&e, arguments + 5, &a) &&
                 engine_dropout(arguments[4], arguments[15], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[16], &with_lse) &&
                 engine_outputs(&e, arguments[17], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
-/* rows: a list of query rows, negative ones from the end. */
-static bool
-bind_rows(struct engine *e, PyObject *object, struct attn_attention *a)
+bool
+attention_bind_rows(struct engine *e, PyObject *object, struct attn_attention *a)
 {
     if (object == Py_None)
         return true;
@@ -173,8 +152,8 @@ call_weights(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     a.value.data = NULL;
-    bool done = engine_open(&e, &weights, arguments, n, &a) && bind_scores(&e, arguments + 3, &a) && bind_rows(&e, arguments[13], &a) &&
-                engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
+    bool done = engine_open(&e, &weights, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
+                attention_bind_rows(&e, arguments[13], &a) && engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -185,8 +164,8 @@ call_received(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     a.value.data = NULL;
-    bool done = engine_open(&e, &received, arguments, n, &a) && bind_scores(&e, arguments + 3, &a) && engine_outputs(&e, arguments[13], 1, &a) &&
-                engine_run(&e, &a);
+    bool done = engine_open(&e, &received, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
+                engine_outputs(&e, arguments[13], 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 

@@ -1,0 +1,36 @@
+/* attention.h: what the bindings of the attention functions share: the operands that shape the scores, and their checks.
+ *
+ * Their argument structs begin with struct attn_attention, so that the places of its members are theirs too. */
+#ifndef ATTN_BINDINGS_ATTENTION_H
+#define ATTN_BINDINGS_ATTENTION_H
+
+#include "engine.h"
+
+#include "../kernels/attention.h"
+
+#define PLACE(member) offsetof(struct attn_attention, member)
+
+/* The optional operands that all these functions have; bias and what follows are arguments `b` on. */
+#define SCORE_OPERANDS(mask, b)                                                                                                             \
+    {"attn_mask", ENGINE_MASK, mask, "hls", 0, PLACE(attn_mask)}, {"bias", ENGINE_ADDED, b, "hls", 0, PLACE(bias)},                         \
+        {"alibi_slopes", ENGINE_PER_HEAD, b + 4, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, b + 5, "h..", 0, PLACE(sinks)}, \
+        {"causal_offset", ENGINE_OFFSETS, b + 1, "...", 0, PLACE(causal_offset)},                                                           \
+        {"query_lengths", ENGINE_LENGTHS, b + 6, "...", 'l', PLACE(query_lengths)},                                                         \
+    {                                                                                                                                       \
+        "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                  \
+    }
+
+/* query and key, where query is argument `q` and key the next. */
+#define QUERY_AND_KEY(q)                                \
+    {"query", ENGINE_DATA, q, "hld", 0, PLACE(query)},  \
+    {                                                   \
+        "key", ENGINE_DATA, q + 1, "gsd", 0, PLACE(key) \
+    }
+
+/* The sizes, and the scalar parameters of scores and positions: arguments is_causal, scale, bias, causal_offset, window_size, softcap in a row. */
+bool attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a);
+
+/* rows: a list of query rows, negative ones from the end; None: all. Size 'l' becomes its length. */
+bool attention_bind_rows(struct engine *e, PyObject *object, struct attn_attention *a);
+
+#endif
