@@ -118,7 +118,7 @@ def test_the_reference_imports_numpy_only():
     for file in (PACKAGE / "reference").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
-                assert {name.name for name in node.names} <= {"numpy", "math"}, file
+                assert {name.name for name in node.names} <= {"numpy", "math", "typing"}, file
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 1, file
 

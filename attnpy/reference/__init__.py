@@ -11,6 +11,11 @@ from ._attention import (
     merge_attention,
     scaled_dot_product_attention,
 )
+from ._attention_backward import (  # noqa: F401
+    AttentionGradients,
+    attention_weights_backward,
+    scaled_dot_product_attention_backward,
+)
 from ._softmax import log_softmax, logsumexp, softmax
 
 __all__ = [  # noqa: RUF022, by family

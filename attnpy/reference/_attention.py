@@ -150,6 +150,22 @@ def _weights(
     query_lengths, kv_lengths,
 ):  # fmt: skip
     """P and what is visible, both (..., H, L, S), and the log-sum-exp, (..., H, L)."""
+    score, visible, sink, counted, _ = _visible_scores(
+        query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
+        query_lengths, kv_lengths,
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        weights, lse = _softmax_with_sink(np.where(visible, score, -np.inf), sink)
+    return np.where(visible, weights, 0.0), visible, np.where(counted, lse, -np.inf)[..., 0]
+
+
+def _visible_scores(
+    query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
+    query_lengths, kv_lengths,
+):  # fmt: skip
+    """The scores and which are visible, both (..., H, L, S); the sinks, (..., H, 1, 1) or -inf; which query rows are
+    within their length, (..., 1, L, 1); and i + offset - j, (..., 1, L, S).
+    """
     (H, L), S = query.shape[-3:-1], key.shape[-2]
     window = _window(window_size)
     positional = is_causal or max(window) >= 0 or alibi_slopes is not None
@@ -171,9 +187,8 @@ def _weights(
             score, visible = _masked(score, visible, attn_mask)
         if alibi_slopes is not None:
             score = score - _per_head("alibi_slopes", alibi_slopes, batch, H) * np.abs(position - j)
-        sink = -np.inf if sinks is None else _per_head("sinks", sinks, batch, H)
-        weights, lse = _softmax_with_sink(np.where(visible, score, -np.inf), sink)
-    return np.where(visible, weights, 0.0), visible, np.where(i < queries, lse, -np.inf)[..., 0]
+    sink = -np.inf if sinks is None else _per_head("sinks", sinks, batch, H)
+    return score, visible, sink, i < queries, position - j
 
 
 def _in_reach(position, j, is_causal, left, right):
