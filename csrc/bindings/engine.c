@@ -1,6 +1,8 @@
 /* engine.c: a call from its positional arguments to filled tensors, and from results to what Python gets. */
 #include "engine.h"
 
+#include <string.h>
+
 bool
 engine_argument_count(const char *name, Py_ssize_t wanted, Py_ssize_t n)
 {
@@ -36,6 +38,8 @@ engine_start(struct engine *e, const struct engine_function *function)
     e->more_inputs = 0;
     for (int i = 0; i < ENGINE_NAMES; i++)
         e->size[i] = -1;
+    memset(e->operand, 0, sizeof e->operand);
+    memset(e->result, 0, sizeof e->result);
 }
 
 static struct attn_tensor *
@@ -84,7 +88,7 @@ engine_open(struct engine *e, const struct engine_function *function, PyObject *
         const struct engine_operand *operand = &function->operands[i];
         struct attn_tensor *tensor = tensor_of(operand, structure);
         tensor->data = NULL;
-        if (arguments[operand->argument] != Py_None && !engine_take(e, operand, arguments[operand->argument], tensor))
+        if (!operand->later && arguments[operand->argument] != Py_None && !engine_take(e, operand, arguments[operand->argument], tensor))
             return false;
     }
     return true;
@@ -100,11 +104,15 @@ write_back(struct engine *e)
     return true;
 }
 
-/* A given array as it is; a new one as NumPy returns it, a scalar if it has no axes. The reference moves to the caller. */
+/* A given array as it is; a new one as NumPy returns it, a scalar if it has no axes; None for no array. The reference moves to the caller. */
 static PyObject *
 returned(struct engine_result *result)
 {
     PyArrayObject *array = result->array;
+    if (!array) {
+        Py_INCREF(Py_None);
+        return Py_None;
+    }
     result->array = NULL;
     return result->given ? (PyObject *)array : PyArray_Return(array);
 }

@@ -16,7 +16,7 @@
 #include "../core/attn.h"
 #include "../isa/isa.h"
 
-enum { ENGINE_OPERANDS = 12, ENGINE_OUTPUTS = 2, ENGINE_HELD = 24, ENGINE_NAMES = 26 };
+enum { ENGINE_OPERANDS = 16, ENGINE_OUTPUTS = 8, ENGINE_HELD = 40, ENGINE_NAMES = 26 };
 
 enum engine_kind {
     ENGINE_NONE,
@@ -36,6 +36,7 @@ struct engine_operand {
     char core[4];
     char bound;
     size_t tensor; /* its place in the argument struct */
+    bool later;    /* engine_open leaves it to the binding, which knows its sizes then */
 };
 
 struct engine_output {
@@ -56,7 +57,7 @@ struct engine_function {
 };
 
 struct engine_result {
-    PyArrayObject *array;  /* what is returned: new, or as given */
+    PyArrayObject *array;  /* what is returned: new, or as given; NULL: None */
     PyArrayObject *target; /* what the kernel writes: the same, or a temporary */
     bool given;
 };
@@ -70,7 +71,7 @@ struct engine {
     int64_t batch_shape[ATTN_MAX_BATCH];
     int64_t batch;                /* its product */
     int64_t size[ENGINE_NAMES];   /* of the axis called 'a' + index; -1: unknown */
-    PyArrayObject *operand[ENGINE_OPERANDS]; /* borrowed; NULL: absent */
+    PyArrayObject *operand[ENGINE_OPERANDS]; /* borrowed, in the dtype that its gradient has; NULL: absent */
     int inputs;                   /* arrays that the kernel reads in place: outputs must not touch them */
     PyArrayObject *input[ENGINE_OPERANDS];
     PyArrayObject *const *more;   /* the same, where there may be any number */
@@ -131,7 +132,8 @@ bool engine_dropout(PyObject *dropout_p, PyObject *dropout_key, double *p, uint3
 
 /* engine_outputs.c */
 bool engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure);
-bool engine_result(struct engine *e, int index, int outputs, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);
+bool engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);
+bool engine_gradient(struct engine *e, int index, int operand, PyObject *out, bool accumulated, void *structure);
 
 /* engine_call.c */
 extern const struct attn_kernels *engine_kernels; /* of the level in use */

@@ -155,7 +155,7 @@ engine_run(const struct engine *e, void *arguments)
 {
     bool empty = true;
     for (int i = 0; i < e->results; i++)
-        empty &= PyArray_SIZE(e->result[i].array) == 0;
+        empty &= !e->result[i].array || PyArray_SIZE(e->result[i].array) == 0;
     const struct attn_kernel *const *kernels = (const struct attn_kernel *const *)((const char *)engine_kernels + e->function->kernel);
     return empty || engine_run_kernel(kernels[e->compute], e->compute, arguments);
 }

@@ -87,7 +87,7 @@ take_mask(struct engine *e, const struct engine_operand *operand, PyObject *obje
     }
     if (!engine_broadcast(e, operand, array, tensor))
         return false;
-    e->input[e->inputs++] = array;
+    e->operand[operand - e->function->operands] = e->input[e->inputs++] = array;
     return operand->kind == ENGINE_ADDED || engine_warn_of_zeros_and_ones(operand->name, array);
 }
 
@@ -95,7 +95,10 @@ static bool
 take_per_head(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
 {
     PyArrayObject *array = engine_array(e, operand->name, object);
-    if (!array || !(array = engine_numbers(e, operand->name, array)) || !(array = engine_to_compute(e, array)))
+    if (!array || !(array = engine_numbers(e, operand->name, array)))
+        return false;
+    e->operand[operand - e->function->operands] = array;
+    if (!(array = engine_to_compute(e, array)))
         return false;
     e->input[e->inputs++] = array;
     return engine_broadcast(e, operand, array, tensor);

@@ -177,12 +177,26 @@ new_array(const char *name, enum attn_type type, int ndim, const int64_t *shape)
     return (PyArrayObject *)PyArray_Empty(ndim, dims, descr, 0);
 }
 
-/* Result number `index` of `outputs`. in_place: the kernel may write over inputs as it goes. */
-bool
-engine_result(struct engine *e, int index, int outputs, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place)
+/* What is given for two results must not share an element. */
+static bool
+check_apart(struct engine *e, int index, const char *name)
 {
-    static const char *const names[] = {"out[0]", "out[1]"};
-    const char *name = outputs == 1 ? "out" : names[index];
+    PyArrayObject *array = e->result[index].array;
+    for (int i = 0; i < index; i++)
+        if (e->result[i].array && extents_meet(array, e->result[i].array)) {
+            int share = share_memory((PyObject *)array, (PyObject *)e->result[i].array);
+            if (share > 0)
+                PyErr_Format(PyExc_ValueError, "%s shares memory with what is given for %s", name, e->function->outputs[i].name);
+            if (share != 0)
+                return false;
+        }
+    return true;
+}
+
+/* Result number `index`, called `name` where it is given. in_place: the kernel may write over inputs as it goes. */
+bool
+engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place)
+{
     struct engine_result *result = &e->result[index];
     result->target = NULL;
     result->given = out != Py_None;
@@ -196,14 +210,8 @@ engine_result(struct engine *e, int index, int outputs, PyObject *out, enum attn
         return false;
     Py_INCREF(out);
     result->array = (PyArrayObject *)out;
-    for (int i = 0; i < index; i++)
-        if (extents_meet(result->array, e->result[i].array)) {
-            int share = share_memory(out, (PyObject *)e->result[i].array);
-            if (share > 0)
-                PyErr_Format(PyExc_ValueError, "%s and %s share memory", names[i], name);
-            if (share != 0)
-                return false;
-        }
+    if (!check_apart(e, index, name))
+        return false;
     bool direct = PyArray_ISALIGNED(result->array) && (in_place || !meets_inputs(e, result->array));
     result->target = direct ? result->array : new_array(name, type, ndim, shape);
     return result->target != NULL;
@@ -241,9 +249,52 @@ engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure)
             if (output->core[i] != '.')
                 shape[ndim++] = *engine_size(e, output->core[i]);
         PyObject *entry = out_entry(out, outputs, index);
-        if (!entry || !engine_result(e, index, outputs, entry, output->computed ? e->compute : e->stored, ndim, shape, false))
+        char name[16] = "out";
+        if (outputs > 1)
+            PyOS_snprintf(name, sizeof name, "out[%d]", index);
+        if (!entry || !engine_result(e, index, name, entry, output->computed ? e->compute : e->stored, ndim, shape, false))
             return false;
         engine_tensor(e, output->core, e->result[index].target, (struct attn_tensor *)((char *)structure + output->tensor));
     }
+    return true;
+}
+
+/* Zeros of the type computed in take the place of a result's target: kernels add to them. */
+static bool
+accumulate(struct engine *e, struct engine_result *result)
+{
+    PyArrayObject *zeros = (PyArrayObject *)PyArray_Zeros(PyArray_NDIM(result->array), PyArray_DIMS(result->array), engine_descr(e->compute), 0);
+    if (!zeros)
+        return false;
+    if (result->target != result->array)
+        Py_DECREF((PyObject *)result->target);
+    result->target = zeros;
+    if (!result->given && PyArray_DESCR(result->array)->type_num == PyArray_DESCR(zeros)->type_num) {
+        Py_DECREF((PyObject *)result->array);
+        result->array = zeros;
+    }
+    return true;
+}
+
+/* The gradient of an operand, in its dtype and shape: result number `index`. accumulated: the target is of the type computed in, and begins as zeros. */
+bool
+engine_gradient(struct engine *e, int index, int operand, PyObject *out, bool accumulated, void *structure)
+{
+    const struct engine_operand *of = &e->function->operands[operand];
+    PyArrayObject *array = e->operand[operand];
+    struct engine_result *result = &e->result[index];
+    struct attn_tensor *tensor = (struct attn_tensor *)((char *)structure + e->function->outputs[index].tensor);
+    int64_t shape[NPY_MAXDIMS];
+    enum attn_type type;
+    char name[32];
+    PyOS_snprintf(name, sizeof name, "out['%s']", of->name);
+    for (int i = 0; i < PyArray_NDIM(array); i++)
+        shape[i] = PyArray_DIM(array, i);
+    engine_stored_type(array, &type);
+    if (!engine_result(e, index, name, out, type, PyArray_NDIM(array), shape, false) || (accumulated && !accumulate(e, result)))
+        return false;
+    if (of->kind != ENGINE_DATA)
+        return engine_broadcast(e, of, result->target, tensor);
+    engine_tensor(e, of->core, result->target, tensor);
     return true;
 }

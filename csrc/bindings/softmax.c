@@ -146,7 +146,7 @@ bind_result(struct engine *e, PyObject *out, PyArrayObject *x, const struct axes
                     PyArray_NDIM((PyArrayObject *)out) == axes->ndim;
     for (int i = 0; in_place && i < axes->ndim; i++)
         in_place = PyArray_STRIDE((PyArrayObject *)out, i) == PyArray_STRIDE(x, i);
-    if (!engine_result(e, 0, 1, out, e->stored, ndim, shape, in_place))
+    if (!engine_result(e, 0, "out", out, e->stored, ndim, shape, in_place))
         return false;
     walk(axes, e->result[0].target, !sums || keepdims, &a->y);
     return true;
