@@ -59,7 +59,7 @@ decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64
     struct query_factor factor = query_factor_of(a);
     for (int h = 0; h < rows->count; h++) {
         REAL *query = state->query + h * state->key_pitch;
-        load_padded(query, rows_query(a, batch, rows->head[h], rows->index[h]), &a->query, a->head_dim);
+        load_padded(query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]), &a->query, a->head_dim);
         for (int64_t d = 0; d < state->key_pitch; d += LANES)
             v_store(query + d, scaled_query(v_load(query + d), factor));
         state->top[h] = -REAL_INFINITY;
@@ -103,8 +103,8 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
             v_store(score + t, s);
             for (int n = t; n < t + LANES && n < w->keys; n++)
                 if (score[n] - score[n] != 0 && (seen >> n & 1))
-                    score[n] = repaired_score(a, rows_query(a, batch, rows->head[h], rows->index[h]), block->key_data + (w->from + n) * a->key.row,
-                                              score[n]);
+                    score[n] = repaired_score(a, &a->query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]), &a->key,
+                                              block->key_data + (w->from + n) * a->key.row, score[n]);
             s = v_load(score + t);
         }
         if (a->softcap != 0)

@@ -9,6 +9,8 @@
 #define workplace_bytes SUFFIX(workplace_bytes)
 #define workplace_open SUFFIX(workplace_open)
 #define tile_sight SUFFIX(tile_sight)
+#define segment_products SUFFIX(segment_products)
+#define segment_terms SUFFIX(segment_terms)
 #define segment_scores SUFFIX(segment_scores)
 #define next_segment SUFFIX(next_segment)
 #define trim_keys SUFFIX(trim_keys)
@@ -18,6 +20,7 @@
 #define attend SUFFIX(attend)
 #define is_added SUFFIX(is_added)
 #define has_terms SUFFIX(has_terms)
+#define rows_store SUFFIX(rows_store)
 #define rows_finish SUFFIX(rows_finish)
 #define store_lse SUFFIX(store_lse)
 #define output_row SUFFIX(output_row)
@@ -147,12 +150,11 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
     return w->sight;
 }
 
-/* The scores of a segment, all terms in and hidden ones at -inf; top follows their maximum. */
-static void
-segment_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
-               const struct segment *s, vreal *top)
+/* The softcapped products of a segment. False: they are its scores, and top follows their maximum. */
+ATTN_INLINE bool
+segment_products(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block,
+                 const struct workplace *w, const struct segment *s, vreal *top)
 {
-    const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     int first = w->from + s->from; /* within the key block */
     /* sum |q| sum |k| bounds every partial sum of every score; NaN and inf fail the comparison too. */
     bool risky = !(rows->query_abs * block->key_abs < REAL_MAX);
@@ -163,20 +165,36 @@ segment_scores(const struct attn_attention *a, int64_t batch, const struct row_b
     const REAL *soon = w->first_use && block->value ? block->value + first * block->value_row : NULL;
     group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, soon, block->value_row,
                  s->scores, changed ? ignored : top);
-    if (!changed)
-        return;
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (risky)
-        repair_scores(a, batch, rows, s, block->key_data + first * a->key.row);
+        repair_scores(a, batch, rows, s, &a->query, &a->key, block->key_data + first * a->key.row);
     if (a->softcap != 0)
         cap_scores(a->softcap, s);
+    return changed;
+}
+
+/* What is added to the products; hidden scores become -inf, top follows the maximum. */
+ATTN_INLINE void
+segment_terms(const struct attn_attention *a, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
+              const struct segment *s, vreal *top)
+{
+    const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     for (int n = 0; n < 2; n++)
         if (is_added(additive[n]))
             add_tile(s, w->additive[n]);
     if (a->alibi_slopes.data)
-        add_alibi(rows, s, block->first + first);
+        add_alibi(rows, s, block->first + w->from + s->from);
     hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
+}
+
+/* The scores of a segment, all terms in and hidden ones at -inf; top follows their maximum. */
+static void
+segment_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
+               const struct segment *s, vreal *top)
+{
+    if (segment_products(a, batch, rows, block, w, s, top))
+        segment_terms(a, rows, block, w, s, top);
 }
 
 /* Keys from ... from + keys - 1 are all that the lanes of nv vectors see. */
@@ -264,7 +282,7 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
     int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
     REAL *output = rows->output + base_lane * a->value_dim + (s->lane - base_lane);
     const REAL *value = block->value + first * block->value_row;
-    if (w->sight == ATTN_PARTIAL && !value_is_finite(a, block))
+    if (w->sight == ATTN_PARTIAL && !block_is_finite(block->value, block->value_row, block->keys, a->value_dim, &block->value_state))
         output_selected(s->nv, s->scores, s->width, w->seen + s->from, s->lane, value, block->value_row, s->keys, decay, a->value_dim, output);
     else
         group_output(s->nv, s->scores, s->width, value, block->value_row, s->keys, decay, a->value_dim, output);
@@ -327,23 +345,30 @@ output_batch(const struct attn_attention *a, const struct attn_tensor *t, int64_
     return t->data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, t->batch);
 }
 
-/* Divides by the sums, transposes back and stores a row block. */
+/* Transposes [group][n][width] back and stores it, times factor[lane], as the row block's rows of an output (B.., H, L, n). */
+static void
+rows_store(const struct attn_attention *a, const struct attn_tensor *output, int64_t batch, const struct row_block *rows, const REAL *from, int64_t n,
+           const REAL *factor, REAL *staging)
+{
+    int64_t pitch = (n + LANES - 1) / LANES * LANES;
+    char *data = output_batch(a, output, batch);
+    REAL *row[ATTN_BLOCK];
+    bool direct = is_direct(output);
+    for (int lane = 0; lane < rows->count; lane++)
+        row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : staging + lane * pitch;
+    rows_out(rows, row, from, n, n, factor);
+    if (!direct)
+        for (int lane = 0; lane < rows->count; lane++)
+            store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], n, output->type, output->swapped);
+}
+
+/* Divides by the sums and stores a row block. */
 static void
 rows_finish(const struct attn_attention *a, int64_t batch, const struct row_block *rows, struct workplace *w)
 {
-    const struct attn_tensor *output = &a->output;
-    int64_t pitch = (a->value_dim + LANES - 1) / LANES * LANES;
-    char *data = output_batch(a, output, batch);
-    REAL *row[ATTN_BLOCK], factor[ATTN_BLOCK];
-    bool direct = is_direct(output);
+    REAL factor[ATTN_BLOCK];
     row_factors(rows, (REAL)(1 / (1 - a->dropout_p)), factor);
-    for (int lane = 0; lane < rows->count; lane++)
-        row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : w->staging + lane * pitch;
-    rows_out(rows, row, rows->output, a->value_dim, a->value_dim, factor);
-    if (!direct)
-        for (int lane = 0; lane < rows->count; lane++)
-            store_row(output_row(output, data, rows->head[lane], rows->out_row[lane]), output->column, row[lane], a->value_dim, output->type,
-                      output->swapped);
+    rows_store(a, &a->output, batch, rows, rows->output, a->value_dim, factor, w->staging);
     if (a->lse.data) {
         char *lse = output_batch(a, &a->lse, batch);
         for (int lane = 0; lane < rows->count; lane++)

@@ -8,8 +8,9 @@
 #define rows_place SUFFIX(rows_place)
 #define rows_describe SUFFIX(rows_describe)
 #define rows_load SUFFIX(rows_load)
+#define rows_transposed SUFFIX(rows_transposed)
 #define rows_ranges SUFFIX(rows_ranges)
-#define rows_query SUFFIX(rows_query)
+#define row_in SUFFIX(row_in)
 #define rows_start SUFFIX(rows_start)
 #define row_sink SUFFIX(row_sink)
 #define in_log2_units SUFFIX(in_log2_units)
@@ -241,11 +242,11 @@ rows_ranges(const struct attn_attention *a, int64_t batch, struct row_block *row
     }
 }
 
-/* Where query row (head, i) of a batch element begins. */
+/* Where row i of a head of an operand begins, in a batch element. */
 ATTN_INLINE const char *
-rows_query(const struct attn_attention *a, int64_t batch, int64_t head, int64_t i)
+row_in(const struct attn_attention *a, const struct attn_tensor *t, int64_t batch, int64_t head, int64_t i)
 {
-    return scalar_at(a, &a->query, batch, head) + i * a->query.row;
+    return scalar_at(a, t, batch, head) + i * t->row;
 }
 
 /* x log2(e); what is finite stays finite. */
@@ -278,31 +279,38 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
     rows_ranges(a, batch, rows);
 }
 
-/* Describes and loads a row block. staging: 64 rows of E REALs rounded up to whole vectors, for what cannot be read in place. */
+/* The row block's rows of an operand (B.., H, L, n), as [group][n][width] and times `factor`. staging: 64 rows of n REALs rounded up to whole
+ * vectors, for what cannot be read in place. Returns the sum of the absolute values written. */
+static REAL
+rows_transposed(const struct attn_attention *a, const struct attn_tensor *t, int64_t batch, const struct row_block *rows, int64_t n,
+                struct query_factor factor, REAL *staging, REAL *to)
+{
+    const char *data = scalar_at(a, t, batch, 0);
+    int64_t pitch = (n + LANES - 1) / LANES * LANES;
+    const REAL *row[ATTN_BLOCK];
+    bool direct = is_direct(t);
+    for (int lane = 0; lane < rows->count; lane++) {
+        const char *p = data + rows->head[lane] * t->head + rows->index[lane] * t->row;
+        row[lane] = direct ? (const REAL *)p : staging + lane * pitch;
+        if (!direct)
+            load_row(staging + lane * pitch, p, t->column, n, t->type, t->swapped);
+    }
+    vreal sum = {0};
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        sum += transpose_in(to + lane * n, width, row + lane, rows->count - lane, n, factor);
+        lane += width;
+    }
+    return v_sum(sum);
+}
+
+/* Describes and loads a row block; staging as above. */
 static void
 rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging,
           struct row_block *rows)
 {
-    const struct attn_tensor *query = &a->query;
-    const char *data = scalar_at(a, query, batch, 0);
-    int64_t pitch = (a->head_dim + LANES - 1) / LANES * LANES;
-    const REAL *row[ATTN_BLOCK];
-    bool direct = is_direct(query);
     rows_describe(a, layout, batch, kv_head, block, rows);
-    for (int lane = 0; lane < rows->count; lane++) {
-        const char *p = data + rows->head[lane] * query->head + rows->index[lane] * query->row;
-        row[lane] = direct ? (const REAL *)p : staging + lane * pitch;
-        if (!direct)
-            load_row(staging + lane * pitch, p, query->column, a->head_dim, query->type, query->swapped);
-    }
-    struct query_factor factor = query_factor_of(a);
-    vreal sum = {0};
-    for (int lane = 0; lane < rows->count;) {
-        int width = group_vectors(rows->count, lane) * LANES;
-        sum += transpose_in(rows->query + lane * a->head_dim, width, row + lane, rows->count - lane, a->head_dim, factor);
-        lane += width;
-    }
-    rows->query_abs = v_sum(sum);
+    rows->query_abs = rows_transposed(a, &a->query, batch, rows, a->head_dim, query_factor_of(a), staging, rows->query);
 }
 
 /* A sink enters the maximum and the sum, as a key without a value would; rows past the batch element's length have none. */

@@ -21,7 +21,7 @@
 #define alibi_term SUFFIX(alibi_term)
 #define hide_scores SUFFIX(hide_scores)
 #define sum_of_abs SUFFIX(sum_of_abs)
-#define value_is_finite SUFFIX(value_is_finite)
+#define block_is_finite SUFFIX(block_is_finite)
 
 enum attn_finite { ATTN_UNKNOWN, ATTN_FINITE, ATTN_NOT_FINITE };
 #endif
@@ -114,15 +114,15 @@ key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, i
                               &block->value_row);
 }
 
-/* Whether all values of a block are finite: 0 times one that is not is NaN. */
+/* Whether all values of a block are finite: 0 times one that is not is NaN. They are looked at once. */
 static bool
-value_is_finite(const struct attn_attention *a, struct key_block *block)
+block_is_finite(const REAL *value, int64_t value_row, int keys, int64_t value_dim, enum attn_finite *state)
 {
-    if (block->value_state == ATTN_UNKNOWN) {
-        REAL sum = sum_of_abs(block->value, block->value_row, block->keys, a->value_dim);
-        block->value_state = sum - sum == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
+    if (*state == ATTN_UNKNOWN) {
+        REAL sum = sum_of_abs(value, value_row, keys, value_dim);
+        *state = sum - sum == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
     }
-    return block->value_state == ATTN_FINITE;
+    return *state == ATTN_FINITE;
 }
 
 /* x + y; a sum of finite terms stays finite. */
@@ -134,9 +134,11 @@ saturating_sum(vreal x, vreal y)
     return v_select((v_abs(x) <= most) & (v_abs(y) <= most), v_max(v_min(sum, most), -most), sum);
 }
 
-/* A score that came out inf or NaN in REAL, from finite rows: again in a wider type, saturated. Rows that are not finite keep theirs. */
+/* A score that came out inf or NaN in REAL, from finite rows: again in a wider type, saturated. Rows that are not finite keep theirs.
+ * query, key: a row of each operand. */
 static REAL
-repaired_score(const struct attn_attention *a, const char *query, const char *key, REAL score)
+repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const struct attn_tensor *keys, const char *key,
+               REAL score)
 {
 #if REAL_BITS == 32
     double factor = a->scale * LOG2E, sum = 0;
@@ -144,8 +146,8 @@ repaired_score(const struct attn_attention *a, const char *query, const char *ke
     long double factor = (long double)a->scale * LOG2E, sum = 0;
 #endif
     for (int64_t d = 0; d < a->head_dim; d++) {
-        REAL q = to_real(query + d * a->query.column, a->query.type, a->query.swapped);
-        REAL k = to_real(key + d * a->key.column, a->key.type, a->key.swapped);
+        REAL q = to_real(query + d * queries->column, queries->type, queries->swapped);
+        REAL k = to_real(key + d * keys->column, keys->type, keys->swapped);
         if (q - q != 0 || k - k != 0)
             return score;
         sum += factor * q * k;
@@ -153,16 +155,17 @@ repaired_score(const struct attn_attention *a, const char *query, const char *ke
     return sum > REAL_MAX ? REAL_MAX : sum < -REAL_MAX ? -REAL_MAX : (REAL)sum;
 }
 
-/* key: where the segment's first key is stored. */
+/* key: where the segment's first row of `keys` is stored. */
 static void
-repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s, const char *key)
+repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s,
+              const struct attn_tensor *queries, const struct attn_tensor *keys, const char *key)
 {
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv * LANES && s->lane + i < rows->count; i++) {
             REAL *score = s->scores + t * s->width + i;
             if (*score - *score != 0)
-                *score = repaired_score(a, rows_query(a, batch, rows->head[s->lane + i], rows->index[s->lane + i]),
-                                        key + t * a->key.row, *score);
+                *score = repaired_score(a, queries, row_in(a, queries, batch, rows->head[s->lane + i], rows->index[s->lane + i]), keys,
+                                        key + t * keys->row, *score);
         }
 }
 

@@ -8,6 +8,7 @@
 #define bytes_to_bits SUFFIX(bytes_to_bits)
 #define lane_operand SUFFIX(lane_operand)
 #define scale_additive SUFFIX(scale_additive)
+#define additive_row SUFFIX(additive_row)
 #define additive_tile SUFFIX(additive_tile)
 
 /* 64 x 64 bits in place: bit j of word i becomes bit i of word j. Blocks of 32, 16, ... 1 off the diagonal change places. */
@@ -121,26 +122,33 @@ scale_additive(const REAL *from, REAL *to)
     }
 }
 
+/* 64 numbers of an operand shaped (H, L, S) from p on: where they lie, or loaded into `row`, 0 behind the last key. */
+ATTN_INLINE const REAL *
+additive_row(const struct attn_tensor *t, const char *p, int keys, REAL *row)
+{
+    if (is_direct(t) && keys == ATTN_BLOCK)
+        return (const REAL *)p;
+    if (t->column == 0) {
+        REAL x = to_real(p, t->type, t->swapped);
+        for (int j = 0; j < ATTN_BLOCK; j++)
+            row[j] = x;
+    } else {
+        load_row(row, p, t->column, keys, t->type, t->swapped);
+        for (int j = keys; j < ATTN_BLOCK; j++)
+            row[j] = 0;
+    }
+    return row;
+}
+
 /* A float mask or bias over a row block and a key block, [lane][64]; clears the bits of keys that -inf hides. A row that hides all is not written:
  * no visible score is added to it. */
 static void
 additive_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, REAL *tile, uint64_t *seen)
 {
-    const bool direct = is_direct(t) && keys == ATTN_BLOCK;
     for (int lane = 0; lane < rows->count; lane++) {
-        const char *p = lane_operand(t, batch_data, rows, lane, key);
         REAL *row = tile + lane * ATTN_BLOCK;
         uint64_t bits = 0;
-        if (t->column == 0) {
-            REAL x = to_real(p, t->type, t->swapped);
-            for (int j = 0; j < ATTN_BLOCK; j++)
-                row[j] = x;
-        } else if (!direct) {
-            load_row(row, p, t->column, keys, t->type, t->swapped);
-            for (int j = keys; j < ATTN_BLOCK; j++)
-                row[j] = 0;
-        }
-        const REAL *from = direct ? (const REAL *)p : row;
+        const REAL *from = additive_row(t, lane_operand(t, batch_data, rows, lane, key), keys, row);
         for (int j = 0; j < ATTN_BLOCK; j += LANES)
             bits |= (uint64_t)v_mask_to_bits(v_loadu(from + j) != v_splat(-REAL_INFINITY)) << j;
         seen[lane] &= bits;
