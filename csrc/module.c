@@ -29,7 +29,7 @@ add_signatures(PyObject *module)
 static int
 execute(PyObject *module)
 {
-    if (PyArray_ImportNumPyAPI() < 0 || !level_choose())
+    if (PyArray_ImportNumPyAPI() < 0 || !level_choose() || !engine_foreign_start())
         return -1;
     if (attn_pool_init() != 0) {
         PyErr_SetString(PyExc_ImportError, "attnpy: the thread pool cannot be set up");

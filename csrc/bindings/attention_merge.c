@@ -32,6 +32,8 @@ list_of(struct engine *e, const char *name, PyObject *object)
         PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0", name);
         return NULL;
     }
+    if (!engine_native(e, object))
+        return NULL;
     PyObject *list = PySequence_List(object);
     if (!list && PyErr_ExceptionMatches(PyExc_TypeError))
         PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0, not %R", name, Py_TYPE(object));
@@ -135,7 +137,7 @@ call_merge(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct parts parts = {0};
     bool done = false;
     (void)module;
-    engine_start(&e, &merge);
+    engine_start(&e, &merge, arguments, n);
     e.headless = false;
     PyObject *outputs = engine_argument_count(merge.name, merge.arguments, n) ? list_of(&e, "outputs", arguments[0]) : NULL;
     PyObject *lses = outputs ? list_of(&e, "lses", arguments[1]) : NULL;
@@ -212,7 +214,7 @@ call_dropout(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct attn_dropout a;
     struct engine e;
     (void)module;
-    engine_start(&e, &dropout);
+    engine_start(&e, &dropout, arguments, n);
     bool done = engine_argument_count(dropout.name, dropout.arguments, n) && bind_mask_shape(&e, arguments[0], &a) &&
                 engine_dropout(arguments[1], arguments[2], &a.dropout_p, a.dropout_key) && bind_mask_type(&e, arguments[3]) &&
                 engine_outputs(&e, Py_None, 1, &a) && engine_run(&e, &a);

@@ -27,9 +27,12 @@ engine_hold(struct engine *e, void *reference)
 
 /* An empty call: what engine_close needs, and no sizes. */
 void
-engine_start(struct engine *e, const struct engine_function *function)
+engine_start(struct engine *e, const struct engine_function *function, PyObject *const *arguments, Py_ssize_t n)
 {
     e->function = function;
+    e->arguments = arguments;
+    e->given = n;
+    e->foreign = NULL;
     e->headless = true;
     e->batch_ndim = 0;
     e->batch = 1;
@@ -78,7 +81,7 @@ open_data(struct engine *e, PyObject *const *arguments, void *structure)
 bool
 engine_open(struct engine *e, const struct engine_function *function, PyObject *const *arguments, Py_ssize_t n, void *structure)
 {
-    engine_start(e, function);
+    engine_start(e, function, arguments, n);
     if (!engine_argument_count(function->name, function->arguments, n))
         return false;
     int i = open_data(e, arguments, structure);
@@ -140,5 +143,5 @@ engine_close(struct engine *e, bool succeeded)
         Py_XDECREF((PyObject *)e->result[i].array);
     while (e->held > 0)
         Py_DECREF(e->hold[--e->held]);
-    return answer;
+    return e->foreign && !PyErr_Occurred() ? engine_hand_over(e) : answer;
 }

@@ -7,6 +7,7 @@
  *     engine_run       plan, memory, GIL, threads, signals
  *     engine_close     the Python result, or NULL where something failed; releases everything
  *
+ * A call with an operand of another library fails in the middle without an exception; engine_close then has it answered by attnpy.integrations.
  * with its own checks in between. Whatever fails sets a Python exception; the functions then return false or NULL. */
 #ifndef ATTN_ENGINE_H
 #define ATTN_ENGINE_H
@@ -64,6 +65,9 @@ struct engine_result {
 
 struct engine {
     const struct engine_function *function;
+    PyObject *const *arguments;   /* of the call, as they came */
+    Py_ssize_t given;             /* how many */
+    PyObject *foreign;            /* borrowed: what handles an operand of another library; NULL: there is none */
     enum attn_type compute;       /* ATTN_FLOAT32 or ATTN_FLOAT64 */
     enum attn_type stored;        /* of a result: compute, or the half type that all data operands share */
     int batch_ndim;
@@ -83,7 +87,7 @@ struct engine {
 };
 
 /* engine.c */
-void engine_start(struct engine *e, const struct engine_function *function);
+void engine_start(struct engine *e, const struct engine_function *function, PyObject *const *arguments, Py_ssize_t n);
 bool engine_open(struct engine *e, const struct engine_function *function, PyObject *const *arguments, Py_ssize_t n, void *structure);
 PyObject *engine_close(struct engine *e, bool succeeded);
 bool engine_hold(struct engine *e, void *reference); /* owns it from here on; false if it is NULL */
@@ -94,6 +98,11 @@ engine_size(struct engine *e, char letter)
 {
     return &e->size[letter - 'a'];
 }
+
+/* engine_foreign.c: operands of other libraries */
+bool engine_foreign_start(void); /* once, before the first call */
+bool engine_native(struct engine *e, PyObject *object);
+PyObject *engine_hand_over(const struct engine *e);
 
 /* engine_types.c: what an element is */
 bool engine_stored_type(PyArrayObject *array, enum attn_type *type);

@@ -206,7 +206,7 @@ engine_result(struct engine *e, int index, const char *name, PyObject *out, enum
         result->array = result->target = new_array(e->function->outputs[index].name, type, ndim, shape);
         return result->array != NULL;
     }
-    if (!check_given(name, out, type, ndim, shape))
+    if (!engine_native(e, out) || !check_given(name, out, type, ndim, shape))
         return false;
     Py_INCREF(out);
     result->array = (PyArrayObject *)out;

@@ -90,13 +90,16 @@ name_the_argument(const char *name)
     Py_XDECREF(traceback);
 }
 
-/* np.asarray; a subclass stays itself, since only its memory is read. Borrowed: the call or the caller owns it. */
+/* np.asarray; a subclass stays itself, since only its memory is read. Borrowed: the call or the caller owns it. NULL also for an operand of another
+ * library. */
 PyArrayObject *
 engine_array(struct engine *e, const char *name, PyObject *object)
 {
     if (PyArray_CheckExact(object))
         return (PyArrayObject *)object;
     if (!PyArray_Check(object)) {
+        if (!engine_native(e, object))
+            return NULL;
         object = PyArray_FromAny(object, NULL, 0, 0, 0, NULL);
         if (!object)
             name_the_argument(name);

@@ -175,7 +175,7 @@ call(const struct engine_function *function, enum attn_softmax_what what, PyObje
     struct axes axes;
     PyArrayObject *x = NULL;
     bool keepdims = false, right;
-    engine_start(&e, function);
+    engine_start(&e, function, arguments, n);
     a.what = what;
     right = engine_argument_count(function->name, function->arguments, n) && (x = engine_array(&e, "x", arguments[0])) &&
             engine_common_type(&e, names, &x, 1) && name_axes(&axes, arguments[1], PyArray_NDIM(x)) &&
