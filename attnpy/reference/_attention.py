@@ -268,13 +268,14 @@ def _window(window_size):
 
 
 def _rows(rows, L):
-    """Row numbers; negative ones count from the end."""
+    """Row numbers from the first on; negative ones are given from the end."""
     rows = np.asarray(rows)
     if rows.size and rows.dtype.kind not in "iu":
         raise TypeError(f"rows is {rows.dtype}; it must be integers")
     if rows.ndim != 1 or np.any((rows < -L) | (rows >= L)):
         raise ValueError(f"rows must be one axis of integers in {-L} … {L - 1}")
-    return rows.astype(np.intp)
+    rows = rows.astype(np.intp)
+    return np.where(rows < 0, rows + L, rows)
 
 
 def _lengths(name, lengths, longest, batch):
