@@ -12,6 +12,7 @@
 
 enum {
     ATTN_MAX_BATCH = 64, /* batch axes: NumPy's own limit on dimensions */
+    ATTN_MAX_PHASES = 4,
     ATTN_BLOCK = 64      /* queries in a row block and keys in a key block, on every level and for every type: the tiles of a block mask */
 };
 
@@ -31,7 +32,7 @@ struct attn_tensor {
 /* What every argument struct begins with: facts of the call, set by the engine. */
 struct attn_call {
     const atomic_int *stop; /* for attn_stopped */
-    void *workspace;        /* plan.workspace bytes shared by all tasks, 64-byte aligned, not cleared; NULL if 0 */
+    void *workspace;        /* plan.workspace bytes shared by all tasks, 64-byte aligned; NULL if 0 */
     int threads;            /* threads that may take part: it may change how work is cut into tasks, never a result */
     int debug_blocks;       /* ATTNPY_DEBUG_BLOCKS: 0, or the number of keys in a key block (4 ... 64) */
 };
@@ -40,12 +41,17 @@ struct attn_call {
  * signals meanwhile (pool.c). */
 bool attn_stopped(const atomic_int *stop);
 
+/* Waits until *turn is `mine`: tasks that add to the same numbers do so in one order. Tasks of a phase are handed out in ascending order, so a task
+ * may wait for those before it, and for no others. False: told to stop. */
+bool attn_wait_turn(const atomic_int *turn, int mine, const atomic_int *stop);
+
 /* What a kernel needs before it starts. Phases run one after the other. */
 struct attn_plan {
     int phases;
-    int64_t tasks[2];
+    int64_t tasks[ATTN_MAX_PHASES]; /* of each phase; a phase may have none */
     size_t scratch;   /* bytes for each thread that takes part */
     size_t workspace; /* bytes for all together */
+    size_t cleared;   /* of these the first that begin as 0 */
     double cost;      /* floating-point operations, roughly: below a few hundred thousand one thread does them */
 };
 

@@ -1,6 +1,7 @@
 /* avx2.c: every kernel for processors with AVX2, FMA and F16C.
  * System headers come before the target, so that only what follows is compiled for it. */
 #include "../kernels/attention.h"
+#include "../kernels/attention_backward.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

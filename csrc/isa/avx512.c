@@ -1,6 +1,7 @@
 /* avx512.c: every kernel for processors with AVX-512 (F, BW, DQ, VL, CD).
  * System headers come before the target, so that only what follows is compiled for it. */
 #include "../kernels/attention.h"
+#include "../kernels/attention_backward.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

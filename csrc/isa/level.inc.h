@@ -28,6 +28,7 @@ const struct attn_kernels LEVEL(attn_kernels) = {
     .attention = BOTH(attn_attention),
     .attention_weights = BOTH(attn_attention_weights),
     .attention_received = BOTH(attn_attention_received),
+    .attention_backward = BOTH(attn_attention_backward),
     .merge_attention = BOTH(attn_merge_attention),
     .dropout_mask = BOTH(attn_dropout_mask),
     .fma_peak = {attn_fma_peak_f32, attn_fma_peak_f64},

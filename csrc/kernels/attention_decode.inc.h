@@ -108,7 +108,7 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
             s = v_load(score + t);
         }
         if (a->softcap != 0)
-            s = capped(a->softcap, s);
+            s = capped(a->softcap, softcap_tanh(a->softcap, s));
         for (int n = 0; n < 2; n++)
             if (is_added(additive[n]))
                 s = saturating_sum(s, v_load(w->additive[n] + h * ATTN_BLOCK + t));

@@ -11,11 +11,15 @@
 #define rows_transposed SUFFIX(rows_transposed)
 #define rows_ranges SUFFIX(rows_ranges)
 #define row_in SUFFIX(row_in)
+#define place_of SUFFIX(place_of)
 #define rows_start SUFFIX(rows_start)
 #define row_sink SUFFIX(row_sink)
 #define in_log2_units SUFFIX(in_log2_units)
 #define group_vectors SUFFIX(group_vectors)
 #define transpose_in SUFFIX(transpose_in)
+#define transpose_by SUFFIX(transpose_by)
+#define transpose_rows SUFFIX(transpose_rows)
+#define rows_pack SUFFIX(rows_pack)
 #define transpose_out SUFFIX(transpose_out)
 #define rows_out SUFFIX(rows_out)
 #define row_factors SUFFIX(row_factors)
@@ -40,6 +44,11 @@ attn_row_layout(const struct attn_attention *a, int64_t positions)
     layout.blocks = layout.paired ? (positions * a->group + ATTN_BLOCK - 1) / ATTN_BLOCK : (positions + ATTN_BLOCK - 1) / ATTN_BLOCK * a->group;
     return layout;
 }
+
+/* Valid queries and keys of a batch element; query i stands at position i + offset. */
+struct attn_place {
+    int64_t queries, keys, offset;
+};
 
 /* Keys in a key block. */
 static inline int64_t
@@ -137,9 +146,9 @@ score_factor(const struct attn_attention *a)
     return scales_scores(a) ? (REAL)(a->scale * LOG2E) : 1;
 }
 
-/* to[c][lane] = row[lane][c], scaled, for `lanes` rows of n REALs; lanes up to `width` get 0. Returns sums of the absolute values written. */
-ATTN_NOINLINE vreal
-transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, struct query_factor factor)
+/* to[c][lane] = row[lane][c] for `lanes` rows of n REALs; lanes up to `width` get 0. Returns sums of the absolute values written. Unscaled, inf stays inf. */
+ATTN_INLINE vreal
+transpose_by(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, struct query_factor factor, bool scaled)
 {
     vreal sum[4] = {{0}, {0}, {0}, {0}};
     for (int lane = 0; lane < width; lane += LANES)
@@ -149,12 +158,14 @@ transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t
                 if (lane + i >= lanes)
                     block[i] = (vreal){0};
                 else if (c + LANES <= n)
-                    block[i] = scaled_query(v_loadu(row[lane + i] + c), factor);
+                    block[i] = v_loadu(row[lane + i] + c);
                 else {
                     REAL part[VECTOR_BYTES / sizeof(REAL)] = {0};
                     memcpy(part, row[lane + i] + c, (size_t)(n - c) * sizeof(REAL));
-                    block[i] = scaled_query(v_loadu(part), factor);
+                    block[i] = v_loadu(part);
                 }
+                if (scaled)
+                    block[i] = scaled_query(block[i], factor);
                 sum[i % 4] += v_abs(block[i]);
             }
             v_transpose(block);
@@ -162,6 +173,20 @@ transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t
                 v_store(to + (c + i) * width + lane, block[i]);
         }
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* The query, scaled. */
+ATTN_NOINLINE vreal
+transpose_in(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n, struct query_factor factor)
+{
+    return transpose_by(to, width, row, lanes, n, factor, true);
+}
+
+/* Other rows, as they are. */
+ATTN_NOINLINE void
+transpose_rows(REAL *to, int64_t width, const REAL *const *row, int lanes, int64_t n)
+{
+    transpose_by(to, width, row, lanes, n, (struct query_factor){1, 0}, false);
 }
 
 /* row[lane][c] = from[c][lane] factor[lane] for `lanes` rows of a group. */
@@ -207,13 +232,24 @@ row_factors(const struct row_block *rows, REAL whole, REAL *factor)
     }
 }
 
+static struct attn_place
+place_of(const struct attn_attention *a, int64_t batch)
+{
+    struct attn_place place = {a->query_length, a->key_length, 0};
+    if (a->query_lengths.data)
+        place.queries = *(const int64_t *)scalar_at(a, &a->query_lengths, batch, 0);
+    if (a->kv_lengths.data)
+        place.keys = *(const int64_t *)scalar_at(a, &a->kv_lengths, batch, 0);
+    place.offset = a->causal_offset.data ? *(const int64_t *)scalar_at(a, &a->causal_offset, batch, 0) : place.keys - place.queries;
+    return place;
+}
+
 /* Which keys each lane sees, by position alone: causal, window and lengths are one interval. */
 static void
 rows_ranges(const struct attn_attention *a, int64_t batch, struct row_block *rows)
 {
-    int64_t queries = a->query_lengths.data ? *(const int64_t *)scalar_at(a, &a->query_lengths, batch, 0) : a->query_length;
-    int64_t keys = a->kv_lengths.data ? *(const int64_t *)scalar_at(a, &a->kv_lengths, batch, 0) : a->key_length;
-    int64_t offset = a->causal_offset.data ? *(const int64_t *)scalar_at(a, &a->causal_offset, batch, 0) : keys - queries;
+    const struct attn_place place = place_of(a, batch);
+    int64_t queries = place.queries, keys = place.keys, offset = place.offset;
     rows->valid = 0;
     rows->any_first = keys;
     rows->any_end = 0;
@@ -279,6 +315,19 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
     rows_ranges(a, batch, rows);
 }
 
+/* to: [group][n][width], the given rows of a block, times `factor`. Returns the sum of the absolute values written. */
+static REAL
+rows_pack(const struct row_block *rows, const REAL *const *row, int64_t n, struct query_factor factor, REAL *to)
+{
+    vreal sum = {0};
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        sum += transpose_in(to + lane * n, width, row + lane, rows->count - lane, n, factor);
+        lane += width;
+    }
+    return v_sum(sum);
+}
+
 /* The row block's rows of an operand (B.., H, L, n), as [group][n][width] and times `factor`. staging: 64 rows of n REALs rounded up to whole
  * vectors, for what cannot be read in place. Returns the sum of the absolute values written. */
 static REAL
@@ -295,13 +344,7 @@ rows_transposed(const struct attn_attention *a, const struct attn_tensor *t, int
         if (!direct)
             load_row(staging + lane * pitch, p, t->column, n, t->type, t->swapped);
     }
-    vreal sum = {0};
-    for (int lane = 0; lane < rows->count;) {
-        int width = group_vectors(rows->count, lane) * LANES;
-        sum += transpose_in(to + lane * n, width, row + lane, rows->count - lane, n, factor);
-        lane += width;
-    }
-    return v_sum(sum);
+    return rows_pack(rows, row, n, factor, to);
 }
 
 /* Describes and loads a row block; staging as above. */

@@ -12,6 +12,7 @@
 #define saturating_sum SUFFIX(saturating_sum)
 #define repaired_score SUFFIX(repaired_score)
 #define repair_scores SUFFIX(repair_scores)
+#define softcap_tanh SUFFIX(softcap_tanh)
 #define capped SUFFIX(capped)
 #define cap_scores SUFFIX(cap_scores)
 #define scale_scores SUFFIX(scale_scores)
@@ -43,6 +44,7 @@ struct segment {
     int step;           /* vectors that a segment of this group has */
     int from, keys;     /* keys from ... from + keys - 1 of what the row block may see of the key block */
     REAL *scores;       /* of its first key and first lane */
+    REAL *slopes;       /* likewise, for the backward pass: where the softcap's derivative goes; or NULL */
     const REAL *query;  /* of its first lane */
 };
 
@@ -169,20 +171,30 @@ repair_scores(const struct attn_attention *a, int64_t batch, const struct row_bl
         }
 }
 
-/* softcap tanh(score / softcap); scores are in log2 units before and after. */
 ATTN_INLINE vreal
-capped(double softcap, vreal score)
+softcap_tanh(double softcap, vreal score)
 {
-    return v_splat(narrowed(fmin(softcap * LOG2E, __DBL_MAX__))) * v_tanh(score * v_splat((REAL)(LN2 / softcap)));
+    return v_tanh(score * v_splat((REAL)(LN2 / softcap)));
 }
 
+/* softcap tanh(score / softcap); scores are in log2 units before and after. */
+ATTN_INLINE vreal
+capped(double softcap, vreal tanh)
+{
+    return v_splat(narrowed(fmin(softcap * LOG2E, __DBL_MAX__))) * tanh;
+}
+
+/* Also keeps the derivative 1 - tanh^2 where it is wanted. */
 static void
 cap_scores(double softcap, const struct segment *s)
 {
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv; i++) {
             REAL *score = s->scores + t * s->width + i * LANES;
-            v_store(score, capped(softcap, v_load(score)));
+            vreal y = softcap_tanh(softcap, v_load(score));
+            v_store(score, capped(softcap, y));
+            if (s->slopes)
+                v_store(s->slopes + t * s->width + i * LANES, v_splat(1) - y * y);
         }
 }
 

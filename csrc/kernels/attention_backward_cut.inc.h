@@ -1,0 +1,160 @@
+/* attention_backward_cut.inc.h: how the backward pass is cut into tasks. Nothing here depends on REAL.
+ *
+ * A task is a chunk of key blocks of one (batch element, key/value head): it owns their grad_key and grad_value, and goes over all row blocks that see
+ * them. Several tasks add to the grad_query of a row block: in ascending order of keys, each waiting for its turn, so that bits do not depend on
+ * threads. Batch elements and heads whose gradients share memory are looped over inside one task. */
+#ifndef ATTN_BACKWARD_CUT_NAMES
+#define ATTN_BACKWARD_CUT_NAMES
+
+enum {
+    ATTN_BACKWARD_BLOCKS = 4, /* key blocks that share a row block's loading: at D = 128 their keys, values and gradients take 512 KB */
+    ATTN_TURN = 64 / sizeof(atomic_int), /* a cache line for each counter */
+    ATTN_PREPARE = 0,
+    ATTN_CHUNKS,
+    ATTN_ROWS,
+    ATTN_REDUCE /* phases */
+};
+
+/* (batch element, key/value head) pairs are counted along axes: the batch axes and the heads, in an order of their own. */
+struct attn_backward_cut {
+    struct attn_row_layout layout;
+    int64_t heads, pairs;  /* key/value heads of a batch element, and of all */
+    int64_t blocks;        /* key blocks a chunk */
+    int64_t keys, chunks;  /* keys a chunk, chunks of a head */
+    int64_t units, inner;  /* independent parts of the work, and the pairs in each */
+    int64_t shared;        /* pairs in a row that add to the same grad_key and grad_value */
+    int axes, outer;       /* how many there are, and how many of them count units */
+    int axis[ATTN_MAX_BATCH + 1]; /* batch axes; batch_ndim: the heads */
+    bool own_query;        /* one chunk makes all of a block of grad_query, in memory of its own */
+    bool row_sums, turns;
+};
+
+/* Whether a mask or bias of its own for each key has a gradient: then tiles of dS are added to it. */
+static inline bool
+attn_is_dense(const struct attn_tensor *gradient)
+{
+    return gradient->data && gradient->column != 0;
+}
+
+/* Whether a gradient is made of the sums of dS over the keys. */
+static inline bool
+attn_wants_row_sums(const struct attn_attention_backward *b)
+{
+    return (b->grad_mask.data && b->grad_mask.column == 0) || (b->grad_bias.data && b->grad_bias.column == 0);
+}
+
+/* How far inside an axis is counted: 0 where all gradients differ along it, 1 where a dense mask or bias sums, 2 where keys or values do. */
+static inline int
+attn_backward_rank(const struct attn_attention_backward *b, int axis)
+{
+    const struct attn_tensor *added[2] = {&b->grad_mask, &b->grad_bias}, *owned[2] = {&b->grad_key, &b->grad_value};
+    bool heads = axis == b->forward.batch_ndim;
+    int rank = 0;
+    if (!heads && b->forward.batch_shape[axis] == 1)
+        return 0;
+    for (int i = 0; i < 2; i++)
+        if (attn_is_dense(added[i]) && (heads ? added[i]->head : added[i]->batch[axis]) == 0)
+            rank = 1;
+    for (int i = 0; i < 2 && !heads; i++)
+        if (owned[i]->data && owned[i]->batch[axis] == 0)
+            rank = 2;
+    return rank;
+}
+
+static inline struct attn_backward_cut
+attn_backward_cut(const struct attn_attention_backward *b)
+{
+    const struct attn_attention *a = &b->forward;
+    struct attn_backward_cut cut = {.layout = attn_row_layout(a, a->row_count), .heads = a->heads / a->group, .units = 1, .inner = 1, .shared = 1};
+    for (int rank = 0; rank < 3; rank++)
+        for (int axis = 0; axis <= a->batch_ndim; axis++) {
+            int64_t size = axis == a->batch_ndim ? cut.heads : a->batch_shape[axis];
+            if (attn_backward_rank(b, axis) != rank)
+                continue;
+            cut.axis[cut.axes++] = axis;
+            cut.outer += rank == 0;
+            *(rank == 0 ? &cut.units : &cut.inner) *= size;
+            cut.shared *= rank == 2 ? size : 1;
+        }
+    int64_t key_blocks = attn_key_blocks(a);
+    cut.pairs = a->batch * cut.heads;
+    cut.blocks = a->head_dim + a->value_dim > 256 ? ATTN_BACKWARD_BLOCKS / 2 : ATTN_BACKWARD_BLOCKS;
+    while (cut.blocks > 1 && cut.units * ((key_blocks + cut.blocks - 1) / cut.blocks) < 4 * a->call.threads)
+        cut.blocks--;
+    cut.keys = cut.blocks * attn_block_keys(a);
+    cut.chunks = (key_blocks + cut.blocks - 1) / cut.blocks;
+    cut.own_query = cut.chunks == 1 && !b->query_accumulates;
+    cut.row_sums = b->grad_slopes.data || attn_wants_row_sums(b);
+    cut.turns = cut.chunks > 1 && (b->grad_query.data || cut.row_sums);
+    return cut;
+}
+
+/* Pair number n of a unit: its batch element, counted in C order, and its key/value head. */
+static inline void
+attn_backward_pair(const struct attn_attention *a, const struct attn_backward_cut *cut, int64_t unit, int64_t n, int64_t *batch, int64_t *head)
+{
+    int64_t place[ATTN_MAX_BATCH + 1];
+    for (int i = cut->axes - 1; i >= 0; i--) {
+        int64_t *rest = i < cut->outer ? &unit : &n, size = cut->axis[i] == a->batch_ndim ? cut->heads : a->batch_shape[cut->axis[i]];
+        place[cut->axis[i]] = *rest % size;
+        *rest /= size;
+    }
+    *batch = 0;
+    for (int axis = 0; axis < a->batch_ndim; axis++)
+        *batch = *batch * a->batch_shape[axis] + place[axis];
+    *head = place[a->batch_ndim];
+}
+
+/* x + y, clipped to 64 bits. */
+static inline int64_t
+attn_clipped_sum(int64_t x, int64_t y)
+{
+    int64_t sum;
+    return __builtin_add_overflow(x, y, &sum) ? (x < 0 ? INT64_MIN : INT64_MAX) : sum;
+}
+
+/* Query rows *first ... *end - 1 are all that may see one of the keys first_key ... end_key - 1, as far as ranges tell. */
+static inline void
+attn_rows_of_keys(const struct attn_attention *a, const struct attn_place *place, int64_t first_key, int64_t end_key, int64_t *first, int64_t *end)
+{
+    int64_t lowest = INT64_MIN, highest = INT64_MAX;
+    if (a->window_right >= 0)
+        lowest = attn_clipped_sum(first_key - place->offset, -a->window_right);
+    if (a->is_causal)
+        lowest = attn_max(lowest, first_key - place->offset);
+    if (a->window_left >= 0)
+        highest = attn_clipped_sum(end_key - 1 - place->offset, a->window_left);
+    *first = attn_max(0, lowest);
+    *end = first_key < place->keys ? attn_min(place->queries, attn_clipped_sum(highest, 1)) : 0;
+}
+
+/* Row blocks *first ... *end - 1 hold these rows. A list of rows has any order: all of its blocks. */
+static inline void
+attn_blocks_of_keys(const struct attn_attention *a, const struct attn_backward_cut *cut, const struct attn_place *place, int64_t first_key,
+                    int64_t end_key, int64_t *first, int64_t *end)
+{
+    *first = 0;
+    *end = cut->layout.blocks;
+    if (a->rows.data)
+        return;
+    attn_rows_of_keys(a, place, first_key, end_key, first, end);
+    if (*first >= *end)
+        *first = *end = 0;
+    else if (cut->layout.paired) {
+        *first = *first * a->group / ATTN_BLOCK;
+        *end = (*end * a->group + ATTN_BLOCK - 1) / ATTN_BLOCK;
+    } else {
+        *first = *first / ATTN_BLOCK * a->group;
+        *end = (*end + ATTN_BLOCK - 1) / ATTN_BLOCK * a->group;
+    }
+}
+
+/* Whether a row may see no key, so that no chunk visits it. */
+static inline bool
+attn_rows_may_be_empty(const struct attn_attention *a)
+{
+    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0;
+    return a->key_length == 0 || a->query_lengths.data || a->kv_lengths.data || a->causal_offset.data ||
+           (positional && a->query_length > a->key_length);
+}
+#endif

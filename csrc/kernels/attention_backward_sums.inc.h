@@ -1,0 +1,236 @@
+/* attention_backward_sums.inc.h: what tasks of the backward pass leave for one another, and what is made of it: log-sum-exps and deltas of
+ * attention_weights_backward, the sinks' shares, sums over rows. */
+#ifndef ATTN_BACKWARD_SUMS_NAMES
+#define ATTN_BACKWARD_SUMS_NAMES
+#define backward_shared SUFFIX(backward_shared)
+#define backward_shared_bytes SUFFIX(backward_shared_bytes)
+#define backward_shared_open SUFFIX(backward_shared_open)
+#define kept_statistics SUFFIX(kept_statistics)
+#define add_given SUFFIX(add_given)
+#define prepare_segment SUFFIX(prepare_segment)
+#define prepare_weights SUFFIX(prepare_weights)
+#define sink_shares SUFFIX(sink_shares)
+#define finish_rows SUFFIX(finish_rows)
+#define add_row_values SUFFIX(add_row_values)
+#define reduce_rows SUFFIX(reduce_rows)
+#define reduce_query SUFFIX(reduce_query)
+#define backward_reductions SUFFIX(backward_reductions)
+#define backward_reduce SUFFIX(backward_reduce)
+#endif
+
+/* What all tasks share, by row block, counted (pair, row block). */
+struct backward_shared {
+    atomic_int *turn;      /* chunks that have added to the row block; [ATTN_TURN] apart */
+    REAL *grad_query;      /* [group][E][width] */
+    REAL *sums;            /* [2][64] of dS and of - dS |distance| over all keys */
+    REAL *sinks;           /* [64] what the sink gets of each row */
+    REAL *statistics;      /* [2][64] log-sum-exps in log2 units, and deltas: attention_weights_backward */
+};
+
+/* Sizes of the parts in order; returns their sum. */
+ATTN_INLINE size_t
+backward_shared_bytes(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, size_t *part)
+{
+    size_t blocks = (size_t)(cut->pairs * cut->layout.blocks), row = ATTN_BLOCK * sizeof(REAL), bytes = 0;
+    part[0] = cut->turns ? blocks * ATTN_TURN * sizeof(atomic_int) : 0;
+    part[1] = b->grad_query.data && !cut->own_query ? blocks * row * (size_t)b->forward.head_dim : 0;
+    part[2] = cut->row_sums ? blocks * 2 * row : 0;
+    part[3] = b->grad_sinks.data ? blocks * row : 0;
+    part[4] = b->of_weights ? blocks * 2 * row : 0;
+    for (int i = 0; i < 5; i++)
+        bytes += part[i];
+    return bytes;
+}
+
+/* Those of one row block. What is not wanted is NULL. */
+static struct backward_shared
+backward_shared_open(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number)
+{
+    size_t part[5], blocks = (size_t)(cut->pairs * cut->layout.blocks), block = (size_t)((batch * cut->heads + head) * cut->layout.blocks + number);
+    char *at = b->forward.call.workspace, *of[5];
+    backward_shared_bytes(b, cut, part);
+    for (int i = 0; i < 5; i++) {
+        of[i] = part[i] > 0 ? at + part[i] / blocks * block : NULL;
+        at = part[i] > 0 ? at + part[i] : at;
+    }
+    return (struct backward_shared){(atomic_int *)of[0], (REAL *)of[1], (REAL *)of[2], (REAL *)of[3], (REAL *)of[4]};
+}
+
+/* Statistics that the first phase has kept. */
+static void
+kept_statistics(struct backward_place *p, const REAL *statistics)
+{
+    memcpy(p->base, statistics, sizeof p->base);
+    memcpy(p->delta, statistics + ATTN_BLOCK, sizeof p->delta);
+}
+
+/* Adds the sums of e^s dP over the keys of a segment to its rows' deltas. */
+static void
+add_given(const struct segment *s, const REAL *products, REAL *delta)
+{
+    for (int i = 0; i < s->nv; i++) {
+        vreal sum = {0};
+        for (int t = 0; t < s->keys; t++)
+            sum += v_load(products + t * s->width + i * LANES);
+        v_store(delta + s->lane + i * LANES, v_load(delta + s->lane + i * LANES) + sum);
+    }
+}
+
+/* Running maxima, sums and deltas of a segment's rows. */
+static void
+prepare_segment(const struct attn_attention_backward *b, int64_t batch, struct backward_place *p, const struct key_block *block,
+                const struct segment *s)
+{
+    REAL *tops = p->rows->top + s->lane, *sums = p->rows->sum + s->lane, *delta = p->delta + s->lane;
+    REAL *products = p->gradients + (s->scores - p->w->scores);
+    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay, sum[GROUP_VECTORS], none[GROUP_VECTORS];
+    for (int i = 0; i < s->nv; i++) {
+        none[i] = (vreal){0};
+        top[i] = v_load(tops + i * LANES);
+    }
+    segment_scores(&b->forward, batch, p->rows, block, p->w, s, top);
+    for (int i = 0; i < s->nv; i++) {
+        softmax_step(v_load(tops + i * LANES), top[i], &base[i], &decay);
+        sum[i] = v_load(sums + i * LANES) * decay;
+        v_store(delta + i * LANES, v_load(delta + i * LANES) * decay);
+        v_store(tops + i * LANES, top[i]);
+    }
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    for (int i = 0; i < s->nv; i++)
+        v_store(sums + i * LANES, sum[i]);
+    given_gradients(s, p->dropped, none, products);
+    if (p->w->sight == ATTN_PARTIAL)
+        hide_gradients(s, p->w->seen, products);
+    add_given(s, products, p->delta);
+}
+
+/* attention_weights_backward: log-sum-exps and deltas of a row block. */
+static void
+prepare_weights(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number,
+                void *scratch)
+{
+    const struct attn_attention *a = &b->forward;
+    struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
+    const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
+    int64_t step = attn_block_keys(a);
+    rows_describe(a, cut->layout, batch, head, number, p->rows);
+    load_query(a, batch, p, live_lanes(p->rows));
+    rows_start(a, batch, p->rows, true);
+    memset(p->delta, 0, sizeof p->delta);
+    for (int64_t key = p->rows->any_first / step * step; key < p->rows->any_end; key += step) {
+        struct key_block *block = p->block;
+        if (attn_stopped(a->call.stop))
+            return;
+        key_block_load(a, batch, head, key, (int)attn_min(step, a->key_length - key), false, p->loaded[0], block);
+        if (tile_sight(a, batch, p->rows, block, true, p->w) == ATTN_HIDDEN)
+            continue;
+        given_tile(b, batch, p->rows, block->first + p->w->from, p->w->keys, p->dropped);
+        for (struct segment s = {0}; next_segment(p->rows, p->w, a->head_dim, &s);)
+            prepare_segment(b, batch, p, block, &s);
+    }
+    for (int lane = 0; lane < ATTN_BLOCK; lane++) {
+        double sum = (double)p->rows->sum[lane];
+        shared.statistics[lane] = sum == 0 ? 0 : (REAL)((double)p->rows->top[lane] + log(sum) * LOG2E);
+        shared.statistics[ATTN_BLOCK + lane] = sum == 0 ? 0 : p->delta[lane] / p->rows->sum[lane];
+    }
+}
+
+/* What the sink gets of each row: - exp(sink - lse) delta. */
+static void
+sink_shares(const struct attn_attention_backward *b, int64_t batch, struct backward_place *p, REAL *shares)
+{
+    memset(shares, 0, ATTN_BLOCK * sizeof(REAL));
+    for (int lane = 0; lane < p->rows->count; lane++) {
+        REAL sink = in_log2_units(*(const REAL *)scalar_at(&b->forward, &b->forward.sinks, batch, p->rows->head[lane]));
+        if (p->rows->valid >> lane & 1 && sink != -REAL_INFINITY)
+            shares[lane] = -v_exp2_weight(v_splat(sink - p->base[lane]))[0] * p->delta[lane];
+    }
+}
+
+/* The sinks' shares of a row block; zeros where no chunk visits it. */
+static void
+finish_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number, void *scratch)
+{
+    const struct attn_attention *a = &b->forward;
+    struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
+    const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
+    if (attn_stopped(a->call.stop))
+        return;
+    rows_describe(a, cut->layout, batch, head, number, p->rows);
+    if (b->grad_sinks.data) {
+        if (b->of_weights)
+            kept_statistics(p, shared.statistics);
+        else {
+            copy_rows(a, &b->gradient, batch, p->rows, p->rows->valid, a->value_dim, p->grad);
+            row_statistics(b, batch, p, p->rows->valid);
+        }
+        sink_shares(b, batch, p, shared.sinks);
+    }
+    if (p->rows->any_first < p->rows->any_end)
+        return;
+    if (cut->row_sums)
+        memset(shared.sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
+    if (b->grad_query.data && !b->query_accumulates)
+        store_query(b, batch, p->rows, NULL, p->w->staging);
+}
+
+/* Adds a number for each row of a block to a gradient that is the same for all keys. */
+static void
+add_row_values(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const REAL *value, const struct attn_tensor *t)
+{
+    char *data = output_batch(a, t, batch);
+    if (t->row == 0 && (t->head == 0 || rows->head[0] == rows->head[rows->count - 1])) {
+        REAL sum = 0;
+        for (int lane = 0; lane < rows->count; lane++)
+            sum += value[lane];
+        *(REAL *)output_row(t, data, rows->head[0], 0) += sum;
+        return;
+    }
+    for (int lane = 0; lane < rows->count; lane++)
+        *(REAL *)output_row(t, data, rows->head[lane], rows->index[lane]) += value[lane];
+}
+
+/* Such a gradient from all rows, in order. */
+static void
+reduce_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, const struct attn_tensor *t, struct backward_place *p)
+{
+    for (int64_t pair = 0; pair < cut->pairs && !attn_stopped(b->forward.call.stop); pair++)
+        for (int64_t number = 0; number < cut->layout.blocks; number++) {
+            int64_t batch = pair / cut->heads, head = pair % cut->heads;
+            const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
+            const REAL *value = t == &b->grad_sinks ? shared.sinks : t == &b->grad_slopes ? shared.sums + ATTN_BLOCK : shared.sums;
+            rows_describe(&b->forward, cut->layout, batch, head, number, p->rows);
+            add_row_values(&b->forward, batch, p->rows, value, t);
+        }
+}
+
+/* grad_query of one key/value head where rows of several batch elements, or repeated rows, add up. */
+static void
+reduce_query(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t head, struct backward_place *p)
+{
+    for (int64_t batch = 0; batch < b->forward.batch && !attn_stopped(b->forward.call.stop); batch++)
+        for (int64_t number = 0; number < cut->layout.blocks; number++) {
+            rows_describe(&b->forward, cut->layout, batch, head, number, p->rows);
+            if (p->rows->any_first < p->rows->any_end)
+                store_query(b, batch, p->rows, backward_shared_open(b, cut, batch, head, number).grad_query, p->w->staging);
+        }
+}
+
+/* The tasks of the last phase: the heads of grad_query where it accumulates, then the gradients that are sums over rows. */
+ATTN_INLINE int64_t
+backward_reductions(const struct attn_attention_backward *b, const struct attn_backward_cut *cut)
+{
+    return (b->grad_query.data && b->query_accumulates ? cut->heads : 0) + (b->grad_sinks.data || cut->row_sums ? 4 : 0);
+}
+
+static void
+backward_reduce(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t task, void *scratch)
+{
+    const struct attn_tensor *of_rows[4] = {&b->grad_sinks, &b->grad_slopes, &b->grad_mask, &b->grad_bias};
+    struct backward_place *p = backward_open(&b->forward, (int)cut->blocks, scratch);
+    int64_t heads = b->grad_query.data && b->query_accumulates ? cut->heads : 0;
+    if (task < heads)
+        reduce_query(b, cut, task, p);
+    else if (of_rows[task - heads]->data && (task - heads < 2 || of_rows[task - heads]->column == 0))
+        reduce_rows(b, cut, of_rows[task - heads], p);
+}
