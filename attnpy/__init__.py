@@ -16,6 +16,7 @@ from ._attention import (
     merge_attention,
     scaled_dot_product_attention,
 )
+from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
 
@@ -30,6 +31,8 @@ __all__ = [  # noqa: RUF022, by family
     "DropoutKey",
     "dropout_key",
     "dropout_mask",
+    # derivatives of attention
+    "scaled_dot_product_attention_jvp",
     # softmax
     "softmax",
     "log_softmax",

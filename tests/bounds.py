@@ -72,6 +72,46 @@ def scaled_dot_product_attention(arguments):
     return results
 
 
+def scaled_dot_product_attention_jvp(arguments):
+    """Output and log-sum-exp as the forward's; tangents err as weights do and as the products of ds do.
+
+    A softcap's slope 1 - tanh^2 is off by as much as its tanh, twice.
+    """
+    compute = attention_compute(arguments)
+    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    u = unit(compute)
+    base = {k: v for k, v in arguments.items() if not k.endswith("_tangent")}
+    results = scaled_dot_product_attention(base)
+    exact, tangents = oracle.attention_jvp(wider(compute), arguments)
+    both = {**arguments, "return_lse": True}
+    wanted = _exact("scaled_dot_product_attention_jvp", compute, both, (None, tangents.output, None, tangents.lse))
+    plain = oracle.attention_jvp(np.float32, arguments)[1] if _all_float32(arguments) else None
+
+    def again(rng):
+        return oracle.attention_jvp(np.float32, arguments, rng)[1]
+
+    softcap = arguments.get("softcap") or math.inf
+    cap = _cap(compute, exact.reach, E, S) + u * oracle_errs(compute) * (E + 16 + 2 * (E + 3) * exact.reach / softcap)
+    moved = tangents.output_size
+    floor = tiny(compute) * (exact.total + moved)
+    results.insert(
+        1,
+        Expected(
+            "output_tangent", wanted[1], cap[..., None] * moved, plain and plain.output, 2 * u * moved.max(initial=0),
+            lambda rng: again(rng).output, floor,
+        ),
+    )  # fmt: skip
+    if len(results) == 3:
+        moved = tangents.lse_size
+        results.append(
+            Expected(
+                "lse_tangent", wanted[3], cap * moved, plain and plain.lse, 2 * u * moved.max(initial=0),
+                lambda rng: again(rng).lse, S * tiny(compute),
+            )
+        )  # fmt: skip
+    return results
+
+
 def attention_weights(arguments):
     compute, rows = attention_compute(arguments), arguments.get("rows")
     E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]

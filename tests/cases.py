@@ -196,6 +196,36 @@ def _attention(function, names):
     return make
 
 
+# Tangents that are missing, that broadcast, and of another dtype than their operand.
+TANGENT_OPTIONS = ("dropout", "query_alone", "key_alone", "value_alone", "few_tangents", "float64_tangents")
+
+
+def _jvp(size, dtype, option="plain", seed=0):
+    """The forward's call with a tangent of every operand that can have one."""
+    name = "scaled_dot_product_attention_jvp"
+    arguments = _attention(name, ("query", "key", "value"))(size, dtype, option, seed).arguments
+    rng = np.random.default_rng([seed, *map(ord, f"{size}{option}tangents")])
+    real = np.float64 if dtype == "float64" or option == "float64_tangents" else np.float32
+    for operand in ("query", "key", "value", "bias", "sinks"):
+        if operand in arguments:
+            x = arguments[operand]
+            shape = x.shape[-2:] if option == "few_tangents" else x.shape
+            kind = x.dtype if option != "float64_tangents" else real
+            arguments[f"{operand}_tangent"] = rng.normal(size=shape).astype(kind)
+    if option == "few_tangents":
+        arguments["value_tangent"] = arguments["value_tangent"][..., :1]
+    if option.endswith("_alone"):
+        arguments |= {f"{x}_tangent": None for x in ("query", "key", "value") if not option.startswith(x)}
+    hidden = attention_hidden(arguments)
+    for operand in ("query", "key", "value"):
+        x = arguments[f"{operand}_tangent"]
+        if operand in hidden and x is not None:
+            hidden[f"{operand}_tangent"] = _all_of(hidden[operand], x.shape)
+    if "bias" in arguments and hidden:
+        hidden["bias_tangent"] = _all_of(~oracle.visible_keys(arguments), arguments["bias"].shape)
+    return Call(name, arguments | {"return_lse": True}, named(size, dtype, option, seed), hidden)
+
+
 def _all_of(hidden, shape):
     """An element of a broadcast operand is hidden where it is hidden in all its places."""
     extra = hidden.ndim - len(shape)
@@ -314,6 +344,10 @@ CASES = {
     "scaled_dot_product_attention": attention_row(
         "scaled_dot_product_attention", ("query", "key", "value"), ("dropout",), refusals.FORWARD,
         [*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
+    ),
+    "scaled_dot_product_attention_jvp": Row(
+        _jvp, ATTENTION_SHAPES, ATTENTION_OPTIONS + TANGENT_OPTIONS, batched=True, refused=refusals.JVP,
+        heavy=[*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
     ),
     "attention_weights": attention_row("attention_weights", ("query", "key"), ("rows",), refusals.WEIGHTS),
     "attention_received": attention_row("attention_received", ("query", "key"), (), refusals.RECEIVED),

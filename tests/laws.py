@@ -87,21 +87,25 @@ def poisoned_key(call, position):
         visible = visible.any(-1)
     wanted = call()
     for poisoned, value in POISON.items():
-        for name in {"key", "value"} & call.arguments.keys():
+        for name in {"key", "value", "key_tangent", "value_tangent"} & call.arrays.keys():
             array = call.arguments[name].copy()
-            column = slice(None) if name == "key" else slice(0, 1)
+            column = slice(None) if name.startswith("key") else slice(0, 1)
             with np.errstate(over="ignore"):
                 array[..., position, column] = array.dtype.type(value)
             got = call(**{name: array})
             note = f"{call.function} {call.label} {poisoned} in {name} {position}"
             for ours, theirs in zip(got, wanted, strict=True):
                 same_bits(ours[~visible], theirs[~visible], f"{note}: what does not see it")
-            if name == "value":
-                same_bits(got[0][..., 1:], wanted[0][..., 1:], f"{note}: other columns")
+            for ours, theirs in zip(got, wanted, strict=True):
+                if name.startswith("value") and ours.ndim > visible.ndim:
+                    same_bits(ours[..., 1:], theirs[..., 1:], f"{note}: other columns")
             if not np.isfinite(value):
                 exact = getattr(attnpy.reference, call.function)(**{**call.arguments, name: array})
-                for ours, theirs in zip(got, exact if isinstance(exact, tuple) else (exact,), strict=True):
-                    same_bits(np.isnan(ours), np.isnan(theirs), f"{note}: where NaN comes out")
+                exact = exact if isinstance(exact, tuple) else (exact,)
+                # Where a result is infinite its derivative is infinite or NaN, as its sum happens to be made.
+                tests = (np.isnan, lambda x: ~np.isfinite(x)) * 2 if call.function.endswith("_jvp") else [np.isnan] * 2
+                for test, ours, theirs in zip(tests, got, exact, strict=False):
+                    same_bits(test(ours), test(theirs), f"{note}: where NaN comes out")
 
 
 def guard_pages(call):
@@ -252,6 +256,7 @@ def batch_elements(call, batch_ndim):
 
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
+    name = name.removesuffix("_tangent")
     if name in ("query", "key", "value", "attn_mask", "bias"):
         return 3
     if name in ("alibi_slopes", "sinks"):

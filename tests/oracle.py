@@ -135,6 +135,65 @@ def attention(real, arguments, rng=None):
     return Attention(*result)
 
 
+class Tangents(NamedTuple):
+    """Of output (..., H, L, D) and log-sum-exp (..., H, L); and the magnitudes of the terms they are sums of."""
+
+    output: np.ndarray
+    lse: np.ndarray
+    output_size: np.ndarray  # sum_j p_ij (|dv_j| + |ds_ij| |v_j|) + 2 |ds|_i A_i
+    lse_size: np.ndarray  # |ds|_i = sum_j P_ij |ds_ij| + P_i,sink |dsink|, where |ds_ij| is the sum of its |terms|
+
+
+def attention_jvp(real, arguments, rng=None):
+    """(Attention, Tangents) of scaled_dot_product_attention_jvp. With `rng` the sums are made in another order."""
+    found = attention(real, arguments, rng)
+    batch, H, G, L, S, no_heads = sizes(*(arguments[name] for name in ("query", "key", "value")))
+    stored = compute_type(*(np.asarray(arguments[name]) for name in ("query", "key", "value")))
+    dims = slice(None) if rng is None else rng.permutation(np.shape(arguments["query"])[-1])
+    keys = slice(None) if rng is None else rng.permutation(S)
+
+    def whole(name, last):
+        """(..., H, L or S, E or D), 0 where absent."""
+        heads, rows = (H, L) if name.startswith("query") else (G, S)
+        x = 0.0 if arguments.get(name) is None else arguments[name]
+        x = np.broadcast_to(in_type(real, stored, x), (*batch, heads, rows, last))
+        return np.repeat(x, H // max(heads, 1), -3)
+
+    def sunk(name):
+        return np.broadcast_to(in_type(real, stored, arguments[name]), (*batch, H))[..., None]
+
+    E, D = np.shape(arguments["query"])[-1], np.shape(arguments["value"])[-1]
+    scale, softcap = arguments.get("scale"), arguments.get("softcap")
+    scale = real(1 / math.sqrt(E) if scale is None else scale)
+    q, dq, k, dk = (whole(name, E)[..., dims] for name in ("query", "query_tangent", "key", "key_tangent"))
+    v, dv = whole("value", D), whole("value_tangent", D)
+    heads = found.weights.reshape(*batch, H, L, S), found.lse.reshape(*batch, H, L), found.visible
+    weights, lse, visible = heads[0], heads[1], heads[2].reshape(*batch, H, L, S)
+    with np.errstate(all="ignore"):
+        ds = (scale * dq) @ k.swapaxes(-1, -2) + (scale * q) @ dk.swapaxes(-1, -2)
+        size = np.abs(scale * dq) @ np.abs(k).swapaxes(-1, -2) + np.abs(scale * q) @ np.abs(dk).swapaxes(-1, -2)
+        if softcap:
+            ds = ds * (1 - np.tanh(scale * q @ k.swapaxes(-1, -2) / real(softcap)) ** 2)
+        if arguments.get("bias_tangent") is not None:
+            added = np.broadcast_to(in_type(real, stored, arguments["bias_tangent"]), visible.shape)
+            ds, size = ds + added, size + np.abs(added)
+        ds, size = np.where(visible, ds, real(0)), np.where(visible, size, real(0))
+        mean, reach = (weights * ds)[..., keys].sum(-1), (weights * size).sum(-1)
+        if arguments.get("sinks_tangent") is not None:
+            sinks, moved = sunk("sinks"), sunk("sinks_tangent")
+            share = np.where(np.isfinite(lse), np.exp(sinks - lse), real(0))
+            mean, reach = mean + share * moved, reach + share * np.abs(moved)
+        kept = _kept(arguments, visible.shape)
+        p = weights if kept is None else weights * kept.astype(real) / real(1 - arguments["dropout_p"])
+        moved = p * (ds - mean[..., None])
+        output = p[..., keys] @ dv[..., keys, :] + moved[..., keys] @ v[..., keys, :]
+        spread = p @ np.abs(dv) + (p * size) @ np.abs(v) + 2 * reach[..., None] * (p @ np.abs(v))
+    results = [output, mean, spread.astype(np.float64), reach.astype(np.float64)]
+    if no_heads:
+        results = [x.reshape(x.shape[1:]) for x in results]
+    return found, Tangents(*results)
+
+
 def _head(real, q, k, seen, terms, scale, softcap, sink, keys):
     """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); keys: the order in which exponentials are summed."""
     with np.errstate(all="ignore"):

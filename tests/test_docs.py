@@ -16,7 +16,7 @@ FUNCTIONS = [name for name in attnpy.__all__ if inspect.isroutine(getattr(attnpy
 CLASSES = [name for name in attnpy.__all__ if inspect.isclass(getattr(attnpy, name))]
 ORDER = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References", "Examples"]
 MATHS = {"attention_received", "attention_weights", "dropout_mask", "log_softmax", "logsumexp", "merge_attention"}
-MATHS |= {"scaled_dot_product_attention", "softmax"}
+MATHS |= {"scaled_dot_product_attention", "softmax", "scaled_dot_product_attention_jvp"}
 
 
 def sections(text):

@@ -20,7 +20,12 @@ HERE = Path(__file__).parent
 PACKAGES = str(Path(attnpy.__file__).parent.parent)
 LEVELS = ("baseline", "avx2", "avx512")
 READS_PROC = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-ATTENTION = ("scaled_dot_product_attention", "attention_weights", "attention_received")
+ATTENTION = (
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_jvp",
+    "attention_weights",
+    "attention_received",
+)
 
 
 def every_small_case(names=ARRAY_FUNCTIONS, dtype=None):

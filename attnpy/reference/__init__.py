@@ -16,6 +16,7 @@ from ._attention_backward import (  # noqa: F401
     attention_weights_backward,
     scaled_dot_product_attention_backward,
 )
+from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
 
 __all__ = [  # noqa: RUF022, by family
@@ -24,6 +25,7 @@ __all__ = [  # noqa: RUF022, by family
     "attention_received",
     "merge_attention",
     "dropout_mask",
+    "scaled_dot_product_attention_jvp",
     "softmax",
     "log_softmax",
     "logsumexp",

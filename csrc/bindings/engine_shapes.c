@@ -214,7 +214,7 @@ broadcast_error(const struct engine *e, const struct engine_operand *operand, Py
 {
     PyObject *wanted = engine_tuple(n, target);
     char memory[16];
-    const char *hint = operand->kind == ENGINE_MASK || operand->kind == ENGINE_ADDED ? mask_hint(e, array) : "";
+    const char *hint = operand->core[2] == 's' ? mask_hint(e, array) : "";
     if (!wanted)
         return false;
     if (from_end == 0)

@@ -2,6 +2,7 @@
  * System headers come before the target, so that only what follows is compiled for it. */
 #include "../kernels/attention.h"
 #include "../kernels/attention_backward.h"
+#include "../kernels/attention_jvp.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

@@ -1,6 +1,7 @@
 /* baseline.c: every kernel for any processor: 16-byte vectors, SSE2 on x86-64. */
 #include "../kernels/attention.h"
 #include "../kernels/attention_backward.h"
+#include "../kernels/attention_jvp.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

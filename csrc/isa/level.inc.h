@@ -26,6 +26,7 @@
 const struct attn_kernels LEVEL(attn_kernels) = {
     .softmax = BOTH(attn_softmax),
     .attention = BOTH(attn_attention),
+    .attention_jvp = BOTH(attn_attention_jvp),
     .attention_weights = BOTH(attn_attention_weights),
     .attention_received = BOTH(attn_attention_received),
     .attention_backward = BOTH(attn_attention_backward),

@@ -19,6 +19,7 @@
 #include "attention_stored.inc.h"
 #include "attention_decode.inc.h"
 #include "attention_run.inc.h"
+#include "attention_jvp.inc.h"
 #include "attention_weights.inc.h"
 #include "attention_received.inc.h"
 #include "attention_backward_cut.inc.h"

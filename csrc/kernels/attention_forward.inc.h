@@ -16,6 +16,7 @@
 #define trim_keys SUFFIX(trim_keys)
 #define segment_step SUFFIX(segment_step)
 #define softmax_step SUFFIX(softmax_step)
+#define segment_output SUFFIX(segment_output)
 #define attend_segment SUFFIX(attend_segment)
 #define attend SUFFIX(attend)
 #define is_added SUFFIX(is_added)
@@ -259,6 +260,20 @@ softmax_step(vreal old, vreal top, vreal *base, vreal *decay)
     *decay = v_exp2_weight(old - *base);
 }
 
+/* The lanes of a segment decay and take up the sum over its keys of weights times values; to: [group][D][width] of the row block. */
+ATTN_INLINE void
+segment_output(const struct attn_attention *a, const struct workplace *w, const struct segment *s, const REAL *weights, const REAL *value,
+               int64_t value_row, int keys, enum attn_finite *state, const vreal *decay, REAL *to)
+{
+    int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
+    REAL *output = to + base_lane * a->value_dim + (s->lane - base_lane);
+    const REAL *first = value + (w->from + s->from) * value_row;
+    if (w->sight == ATTN_PARTIAL && !block_is_finite(value, value_row, keys, a->value_dim, state))
+        output_selected(s->nv, weights, s->width, w->seen + s->from, s->lane, first, value_row, s->keys, decay, a->value_dim, output);
+    else
+        group_output(s->nv, weights, s->width, first, value_row, s->keys, decay, a->value_dim, output);
+}
+
 static void
 attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, const struct workplace *w,
                const struct segment *s)
@@ -276,16 +291,9 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
     weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
     for (int i = 0; i < s->nv; i++)
         v_store(sums + i * LANES, sum[i]);
-    int first = w->from + s->from;
     if (a->dropout_p > 0)
-        drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + first, s->keys);
-    int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
-    REAL *output = rows->output + base_lane * a->value_dim + (s->lane - base_lane);
-    const REAL *value = block->value + first * block->value_row;
-    if (w->sight == ATTN_PARTIAL && !block_is_finite(block->value, block->value_row, block->keys, a->value_dim, &block->value_state))
-        output_selected(s->nv, s->scores, s->width, w->seen + s->from, s->lane, value, block->value_row, s->keys, decay, a->value_dim, output);
-    else
-        group_output(s->nv, s->scores, s->width, value, block->value_row, s->keys, decay, a->value_dim, output);
+        drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + w->from + s->from, s->keys);
+    segment_output(a, w, s, s->scores, block->value, block->value_row, block->keys, &block->value_state, decay, rows->output);
 }
 
 /* One row block attends to one key block. */
