@@ -59,12 +59,12 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
     bool last = chunk == (p->rows->any_end - 1) / cut->keys, mine = false;
     uint64_t live = live_lanes(p->rows);
     load_query(a, batch, p, live);
-    if (b->of_weights)
-        kept_statistics(p, shared.statistics);
-    else {
+    if (!b->of_weights)
         load_gradient(b, batch, p, live);
+    if (cut->prepares)
+        kept_statistics(p, shared.statistics);
+    else
         row_statistics(b, batch, p, live);
-    }
     memset(p->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
     for (int n = 0; first + n * step < end; n++) {
         if (attn_stopped(a->call.stop))
@@ -122,7 +122,7 @@ backward_plan(const void *arguments, struct attn_plan *plan)
     size_t part[5];
     bool leftovers = b->grad_query.data && !b->query_accumulates && attn_rows_may_be_empty(a);
     plan->phases = ATTN_REDUCE + 1;
-    plan->tasks[ATTN_PREPARE] = b->of_weights ? cut.pairs * cut.layout.blocks : 0;
+    plan->tasks[ATTN_PREPARE] = cut.prepares ? cut.pairs * cut.layout.blocks : 0;
     plan->tasks[ATTN_CHUNKS] = cut.units * cut.chunks;
     plan->tasks[ATTN_ROWS] = leftovers || b->grad_sinks.data || cut.row_sums ? cut.pairs * cut.layout.blocks : 0;
     plan->tasks[ATTN_REDUCE] = backward_reductions(b, &cut);
@@ -146,7 +146,7 @@ backward_run(const void *arguments, int phase, int64_t task, void *scratch)
         int64_t rest = task - first * cut.chunks;
         backward_chunk(b, &cut, first + rest % together, rest / together, scratch);
     } else if (phase == ATTN_PREPARE)
-        prepare_weights(b, &cut, batch, head, task % blocks, scratch);
+        prepare_rows(b, &cut, batch, head, task % blocks, scratch);
     else if (phase == ATTN_ROWS)
         finish_rows(b, &cut, batch, head, task % blocks, scratch);
     else

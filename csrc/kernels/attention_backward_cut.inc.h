@@ -27,6 +27,7 @@ struct attn_backward_cut {
     int axis[ATTN_MAX_BATCH + 1]; /* batch axes; batch_ndim: the heads */
     bool own_query;        /* one chunk makes all of a block of grad_query, in memory of its own */
     bool row_sums, turns;
+    bool prepares;         /* log-sum-exps and deltas are computed once, before the chunks */
 };
 
 /* Whether a mask or bias of its own for each key has a gradient: then tiles of dS are added to it. */
@@ -85,6 +86,7 @@ attn_backward_cut(const struct attn_attention_backward *b)
     cut.chunks = (key_blocks + cut.blocks - 1) / cut.blocks;
     cut.own_query = cut.chunks == 1 && !b->query_accumulates;
     cut.row_sums = b->grad_slopes.data || attn_wants_row_sums(b);
+    cut.prepares = cut.chunks > 1 || b->of_weights;
     cut.turns = cut.chunks > 1 && (b->grad_query.data || cut.row_sums);
     return cut;
 }

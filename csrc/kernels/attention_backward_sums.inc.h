@@ -9,6 +9,7 @@
 #define add_given SUFFIX(add_given)
 #define prepare_segment SUFFIX(prepare_segment)
 #define prepare_weights SUFFIX(prepare_weights)
+#define prepare_rows SUFFIX(prepare_rows)
 #define sink_shares SUFFIX(sink_shares)
 #define finish_rows SUFFIX(finish_rows)
 #define add_row_values SUFFIX(add_row_values)
@@ -36,7 +37,7 @@ backward_shared_bytes(const struct attn_attention_backward *b, const struct attn
     part[1] = b->grad_query.data && !cut->own_query ? blocks * row * (size_t)b->forward.head_dim : 0;
     part[2] = cut->row_sums ? blocks * 2 * row : 0;
     part[3] = b->grad_sinks.data ? blocks * row : 0;
-    part[4] = b->of_weights ? blocks * 2 * row : 0;
+    part[4] = cut->prepares ? blocks * 2 * row : 0;
     for (int i = 0; i < 5; i++)
         bytes += part[i];
     return bytes;
@@ -104,16 +105,12 @@ prepare_segment(const struct attn_attention_backward *b, int64_t batch, struct b
     add_given(s, products, p->delta);
 }
 
-/* attention_weights_backward: log-sum-exps and deltas of a row block. */
+/* attention_weights_backward: the weights are made once to know their sums, and what dP is reduced by. */
 static void
-prepare_weights(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number,
-                void *scratch)
+prepare_weights(const struct attn_attention_backward *b, int64_t batch, int64_t head, struct backward_place *p)
 {
     const struct attn_attention *a = &b->forward;
-    struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
-    const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
     int64_t step = attn_block_keys(a);
-    rows_describe(a, cut->layout, batch, head, number, p->rows);
     load_query(a, batch, p, live_lanes(p->rows));
     rows_start(a, batch, p->rows, true);
     memset(p->delta, 0, sizeof p->delta);
@@ -130,9 +127,29 @@ prepare_weights(const struct attn_attention_backward *b, const struct attn_backw
     }
     for (int lane = 0; lane < ATTN_BLOCK; lane++) {
         double sum = (double)p->rows->sum[lane];
-        shared.statistics[lane] = sum == 0 ? 0 : (REAL)((double)p->rows->top[lane] + log(sum) * LOG2E);
-        shared.statistics[ATTN_BLOCK + lane] = sum == 0 ? 0 : p->delta[lane] / p->rows->sum[lane];
+        p->base[lane] = sum == 0 ? 0 : (REAL)((double)p->rows->top[lane] + log(sum) * LOG2E);
+        p->delta[lane] = sum == 0 ? 0 : p->delta[lane] / p->rows->sum[lane];
     }
+}
+
+/* Log-sum-exps and deltas of a row block, where several tasks need them or they have to be computed from the scores. */
+static void
+prepare_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number, void *scratch)
+{
+    const struct attn_attention *a = &b->forward;
+    struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
+    REAL *statistics = backward_shared_open(b, cut, batch, head, number).statistics;
+    if (attn_stopped(a->call.stop))
+        return;
+    rows_describe(a, cut->layout, batch, head, number, p->rows);
+    if (b->of_weights)
+        prepare_weights(b, batch, head, p);
+    else {
+        copy_rows(a, &b->gradient, batch, p->rows, p->rows->valid, a->value_dim, p->grad);
+        row_statistics(b, batch, p, p->rows->valid);
+    }
+    memcpy(statistics, p->base, sizeof p->base);
+    memcpy(statistics + ATTN_BLOCK, p->delta, sizeof p->delta);
 }
 
 /* What the sink gets of each row: - exp(sink - lse) delta. */
@@ -158,7 +175,7 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
         return;
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->grad_sinks.data) {
-        if (b->of_weights)
+        if (cut->prepares)
             kept_statistics(p, shared.statistics);
         else {
             copy_rows(a, &b->gradient, batch, p->rows, p->rows->valid, a->value_dim, p->grad);

@@ -289,7 +289,8 @@ row_in(const struct attn_attention *a, const struct attn_tensor *t, int64_t batc
 ATTN_INLINE REAL
 in_log2_units(REAL x)
 {
-    return x - x == 0 ? (REAL)fmin(fmax((double)x * LOG2E, -(double)REAL_MAX), (double)REAL_MAX) : x;
+    double y = (double)x * LOG2E, most = (double)REAL_MAX;
+    return x - x != 0 ? x : y > most ? REAL_MAX : y < -most ? -REAL_MAX : (REAL)y;
 }
 
 /* Which rows row block `block` of (batch, key/value head) holds and what they may see. */
