@@ -124,6 +124,7 @@ bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_att
             return false;
     }
     e->results = GRADIENTS;
+    engine_clear(e);
     return true;
 }
 

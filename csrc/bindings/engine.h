@@ -61,6 +61,7 @@ struct engine_result {
     PyArrayObject *array;  /* what is returned: new, or as given; NULL: None */
     PyArrayObject *target; /* what the kernel writes: the same, or a temporary */
     bool given;
+    bool cleared;          /* it is given, and engine_clear zeroes it */
 };
 
 struct engine {
@@ -142,6 +143,7 @@ bool engine_dropout(PyObject *dropout_p, PyObject *dropout_key, double *p, uint3
 /* engine_outputs.c */
 bool engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure);
 bool engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);
+void engine_clear(struct engine *e);
 bool engine_gradient(struct engine *e, int index, int operand, PyObject *out, bool accumulated, void *structure);
 
 /* engine_call.c */

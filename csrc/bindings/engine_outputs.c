@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* The bytes first ... end - 1 that an array's elements lie in; first == end if it has none. */
 static void
@@ -259,21 +260,36 @@ engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure)
     return true;
 }
 
-/* Zeros of the type computed in take the place of a result's target: kernels add to them. */
+/* The target of a result that kernels add to: of the type computed in and in C order. Zeros, or what is given, if it can be written directly: then
+ * engine_clear must follow when nothing can fail any more. */
 static bool
 accumulate(struct engine *e, struct engine_result *result)
 {
+    enum attn_type type;
+    engine_stored_type(result->array, &type);
+    result->cleared = result->given && result->target == result->array && type == e->compute && PyArray_ISCARRAY(result->array);
+    if (result->cleared)
+        return true;
     PyArrayObject *zeros = (PyArrayObject *)PyArray_Zeros(PyArray_NDIM(result->array), PyArray_DIMS(result->array), engine_descr(e->compute), 0);
     if (!zeros)
         return false;
     if (result->target != result->array)
         Py_DECREF((PyObject *)result->target);
     result->target = zeros;
-    if (!result->given && PyArray_DESCR(result->array)->type_num == PyArray_DESCR(zeros)->type_num) {
+    if (!result->given && type == e->compute) {
         Py_DECREF((PyObject *)result->array);
         result->array = zeros;
     }
     return true;
+}
+
+/* Zeros in what was given for results that kernels add to. */
+void
+engine_clear(struct engine *e)
+{
+    for (int i = 0; i < e->results; i++)
+        if (e->result[i].cleared)
+            memset(PyArray_DATA(e->result[i].array), 0, (size_t)PyArray_NBYTES(e->result[i].array));
 }
 
 /* The gradient of an operand, in its dtype and shape: result number `index`. accumulated: the target is of the type computed in, and begins as zeros. */
