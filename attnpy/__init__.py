@@ -18,6 +18,7 @@ from ._attention import (
 )
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
+from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
 
 __version__ = "0.1.0"
@@ -37,6 +38,9 @@ __all__ = [  # noqa: RUF022, by family
     "softmax",
     "log_softmax",
     "logsumexp",
+    "softmax_backward",
+    "log_softmax_backward",
+    "logsumexp_backward",
     # threads
     "get_num_threads",
     "set_num_threads",

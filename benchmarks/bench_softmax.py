@@ -1,4 +1,5 @@
-"""Softmax, log_softmax, logsumexp: bound by memory, so measured beside copies and reads of their own arrays."""
+"""Softmax, log_softmax, logsumexp, their gradients: bound by memory, so measured beside copies and reads of their own
+arrays."""
 
 import numpy as np
 import peers
@@ -130,6 +131,74 @@ def logsumexp(shape, axis=-1):
     return Row("logsumexp", named(shape, "float32", f"axis {axis}"), prepare)
 
 
+def numpy_softmax_backward(grad, output, axis):
+    return output * (grad - (grad * output).sum(axis, keepdims=True))
+
+
+def numpy_log_softmax_backward(grad, output, axis):
+    return grad - np.exp(output) * grad.sum(axis, keepdims=True)
+
+
+def numpy_logsumexp_backward(grad, x, output):
+    return grad[..., None] * np.exp(x - output[..., None])
+
+
+def softmax_backward(shape, dtype="float32", axis=-1, goal=GOAL):
+    prepare = backward("softmax", numpy_softmax_backward, shape, dtype, axis)
+    return Row("softmax_backward", named(shape, dtype, f"axis {axis}", "out="), prepare, goal)
+
+
+def log_softmax_backward(shape):
+    prepare = backward("log_softmax", numpy_log_softmax_backward, shape, "float32", -1)
+    return Row("log_softmax_backward", named(shape, "float32", "out="), prepare, GOAL)
+
+
+def backward(forward, formula, shape, dtype, axis):
+    """Two arrays read, one written; beside PyTorch's autograd, whose forward runs outside."""
+
+    def prepare(wanted):
+        x, grad = (
+            scores(shape, dtype),
+            np.random.default_rng(2).standard_normal(shape, np.float32).astype(stored(dtype)),
+        )
+        output, out = getattr(attnpy, forward)(x, axis), np.empty_like(x)
+        function = getattr(attnpy, f"{forward}_backward")
+        compared = {"numpy": lambda: formula(grad, output, axis)} if "numpy" in wanted and dtype == "float32" else {}
+        if "torch" in wanted:
+            compared["torch"] = peers.torch_backward(lambda t: getattr(t, forward)(axis), [x], grad)
+        return Work(
+            ours=lambda: function(grad, output, axis, out=out),
+            bytes=3 * x.nbytes,
+            yardsticks=("memcpy",),
+            memory=[(x, np.empty_like(x))],
+            peers=compared,
+            tolerance=1e-3 if dtype == "float32" else 6e-2,
+        )
+
+    return prepare
+
+
+def logsumexp_backward(shape):
+    """One array read, one written."""
+
+    def prepare(wanted):
+        x, grad = scores(shape, "float32"), np.random.default_rng(2).standard_normal(shape[:-1], np.float32)
+        output, out = attnpy.logsumexp(x), np.empty_like(x)
+        compared = {"numpy": lambda: numpy_logsumexp_backward(grad, x, output)} if "numpy" in wanted else {}
+        if "torch" in wanted:
+            compared["torch"] = peers.torch_backward(lambda t: t.logsumexp(-1), [x], grad)
+        return Work(
+            ours=lambda: attnpy.logsumexp_backward(grad, x, output, out=out),
+            bytes=2 * x.nbytes,
+            yardsticks=("memcpy",),
+            memory=[(x, np.empty_like(x))],
+            peers=compared,
+            tolerance=1e-4,
+        )
+
+    return Row("logsumexp_backward", named(shape, "float32", "axis -1", "out="), prepare, GOAL)
+
+
 def jax_function(name, axis):
     def call(x):
         import jax
@@ -149,3 +218,9 @@ def rows():
     yield log_softmax((4096, 4096))
     yield logsumexp((4096, 4096))
     yield logsumexp((4096, 4096), axis=0)
+    for shape in ((4096, 4096), (12, 512, 512)):
+        yield softmax_backward(shape)
+        yield log_softmax_backward(shape)
+    yield softmax_backward((4096, 4096), "bfloat16", goal=None)
+    yield softmax_backward((4096, 4096), axis=0, goal=None)
+    yield logsumexp_backward((4096, 4096))

@@ -92,6 +92,19 @@ def torch_attention(case, operands):
     return [functools.partial(call, *map(tensor, arrays)) for arrays in operands]
 
 
+def torch_backward(forward, arrays, grad):
+    """PyTorch's autograd from a gradient to those of the arrays: the forward runs once, outside. The first gradient."""
+    import torch
+
+    leaves = [tensor(array).clone().requires_grad_() for array in arrays]
+    result, grad = forward(*leaves), tensor(grad)
+
+    def call():
+        return as_numpy(torch.autograd.grad(result, leaves, grad, retain_graph=True)[0])
+
+    return call
+
+
 def formula(query, key, value, mask=None, bias=None, softcap=0.0, dropout=0.0):
     """What NumPy users write: all scores at once, each step in place."""
     *batch, heads, rows, head_dim = query.shape

@@ -297,6 +297,28 @@ def _softmax(function):
     return make
 
 
+def _softmax_backward(function):
+    """The forward of the same name, what it returned, and a gradient."""
+    forward = function.removesuffix("_backward")
+
+    def make(shape, dtype, option="plain", seed=0):
+        call = _softmax(forward)(shape, dtype, option, seed)
+        rng = np.random.default_rng([seed, 1, *shape])
+        real = DTYPES[dtype]
+        given = {k: call.arguments[k] for k in ("axis", "where", "keepdims") if k in call.arguments}
+        output = np.asarray(getattr(attnpy.reference, forward)(**call.arguments)).astype(real)
+        arrays = {"grad_output": rng.normal(size=output.shape).astype(real)}
+        arrays |= {"x": call.arguments["x"], "output": output} if forward == "logsumexp" else {"output": output}
+        hidden = {}
+        if "where" in given:
+            left_out = call.hidden["x"]
+            nothing = left_out.all(-1) if forward == "logsumexp" else left_out
+            hidden = {name: left_out if name == "x" else nothing for name in arrays}
+        return Call(function, arrays | given, call.label, hidden)
+
+    return make
+
+
 # --- merging and dropout
 
 MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
@@ -331,8 +353,8 @@ def _dropout(shape, dtype, option="plain", seed=0):
 SOFTMAX_HEAVY = [((301, 1031), "where"), ((257, 513), "first_axis")]
 
 
-def softmax_row(function, refused):
-    return Row(_softmax(function), SOFTMAX_SHAPES, SOFTMAX_OPTIONS, heavy=SOFTMAX_HEAVY, batched=True, refused=refused)
+def softmax_row(function, refused, make=_softmax):
+    return Row(make(function), SOFTMAX_SHAPES, SOFTMAX_OPTIONS, heavy=SOFTMAX_HEAVY, batched=True, refused=refused)
 
 
 def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
@@ -361,6 +383,9 @@ CASES = {
     "softmax": softmax_row("softmax", refusals.SOFTMAX),
     "log_softmax": softmax_row("log_softmax", refusals.SOFTMAX),
     "logsumexp": softmax_row("logsumexp", refusals.LOGSUMEXP),
+    "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, _softmax_backward),
+    "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, _softmax_backward),
+    "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, _softmax_backward),
     # Functions without arrays: only what they refuse.
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),

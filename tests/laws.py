@@ -263,6 +263,8 @@ def _core_axes(call, name):
         return 1
     if name in ("x", "where"):
         return 1
+    if "softmax_backward" in call.function or call.function == "logsumexp_backward":
+        return 0 if call.function == "logsumexp_backward" else 1
     return 0 if name in ("query_lengths", "kv_lengths", "causal_offset") else call.arguments[name].ndim
 
 

@@ -246,6 +246,38 @@ def softmax(real, x, axis=-1, where=None):
         return y, np.where(kept, x - m - np.log(z), real(-np.inf)), m + np.log(z), np.where(kept, np.abs(x - m), 0)
 
 
+def softmax_backward(real, grad_output, output, axis=-1, where=None):
+    """Of softmax and of log_softmax: the gradient, the sum of |terms| it shares and that sum itself (axes kept)."""
+    g, y, kept = _gradient_and_saved(real, where, grad_output, output)
+    with np.errstate(all="ignore"):
+        terms = g * y
+        total, size = terms.sum(axis, keepdims=True), np.abs(terms).sum(axis, keepdims=True)
+        soft = np.where(kept, y * (g - total), real(0)), size.astype(np.float64), np.abs(total).astype(np.float64)
+        total, size = g.sum(axis, keepdims=True), np.abs(g).sum(axis, keepdims=True)
+        e = np.where(kept, np.exp(y), real(0))
+        log = np.where(kept, g - e * total, real(0)), size.astype(np.float64), np.abs(total).astype(np.float64)
+    return soft, log
+
+
+def logsumexp_backward(real, grad_output, x, output, axis=-1, where=None, keepdims=False):
+    """The gradient and |x_i - y|; 0 where left out."""
+    if not keepdims:
+        grad_output, output = np.expand_dims(grad_output, axis), np.expand_dims(output, axis)
+    compute = compute_type(*(np.asarray(a) for a in (grad_output, x, output)))
+    g, x, y = (np.asarray(a).astype(compute).astype(real) for a in (grad_output, x, output))
+    kept = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    with np.errstate(all="ignore"):
+        kept = kept & (y != -np.inf)
+        return np.where(kept, g * np.exp(x - y), real(0)), np.where(kept, np.abs(x - y), 0).astype(np.float64)
+
+
+def _gradient_and_saved(real, where, *arrays):
+    arrays = [np.asarray(array) for array in arrays]
+    compute = compute_type(*arrays)
+    kept = np.ones(arrays[0].shape, bool) if where is None else np.broadcast_to(where, arrays[0].shape)
+    return *(np.where(kept, array.astype(compute).astype(real), real(0)) for array in arrays), kept
+
+
 def merge(real, outputs, lses):
     """(output, lse, sum_t share_t |O_t|)."""
     outputs, lses = (np.stack([np.asarray(x) for x in parts]) for parts in (outputs, lses))

@@ -153,6 +153,9 @@ def test_core_counts_its_arguments():
         "softmax": 4,
         "log_softmax": 4,
         "logsumexp": 5,
+        "softmax_backward": 5,
+        "log_softmax_backward": 5,
+        "logsumexp_backward": 7,
     }.items():
         for n in {0, wanted - 1, wanted + 1}:
             with pytest.raises(

@@ -113,6 +113,7 @@ SCRATCH_CALLS = {
     "received": lambda: attnpy.attention_received(*big_operands()[:2]),
     "dropout": lambda: attnpy.dropout_mask((2, 3, 5), 0.5, attnpy.DropoutKey(1), dtype=np.float32),
     "softmax": lambda: attnpy.softmax(normal(30, 50), axis=0),
+    "softmax backward": lambda: attnpy.softmax_backward(normal(30, 50), normal(30, 50), axis=0),
     "merge": lambda: attnpy.merge_attention(normal(3, 2, 5, 4), normal(3, 2, 5)),
 }
 
@@ -174,6 +175,8 @@ REFUSED = {
     "dropout_mask": refusals.DROPOUT_MASK,
     "softmax": refusals.SOFTMAX,
     "logsumexp": refusals.LOGSUMEXP,
+    "softmax_backward": refusals.SOFTMAX_BACKWARD,
+    "logsumexp_backward": refusals.LOGSUMEXP_BACKWARD,
 }
 
 

@@ -354,7 +354,7 @@ def test_floating_point_flags(name, shape, dtype, option):
     for value in (1.0, np.nan, 1e30):
         changes = {}
         for operand, array in call.arrays.items():
-            if array.dtype.kind in "fV" and operand in ("query", "x", "outputs"):
+            if array.dtype.kind in "fV" and operand in ("query", "x", "outputs", "grad_output"):
                 array = array.copy()
                 with np.errstate(over="ignore"):
                     array.reshape(-1)[:1] = array.dtype.type(value)

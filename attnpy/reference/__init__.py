@@ -18,6 +18,7 @@ from ._attention_backward import (  # noqa: F401
 )
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
+from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 
 __all__ = [  # noqa: RUF022, by family
     "scaled_dot_product_attention",
@@ -29,4 +30,7 @@ __all__ = [  # noqa: RUF022, by family
     "softmax",
     "log_softmax",
     "logsumexp",
+    "softmax_backward",
+    "log_softmax_backward",
+    "logsumexp_backward",
 ]

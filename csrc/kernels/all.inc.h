@@ -9,6 +9,7 @@
 #include "softmax_tile.inc.h"
 #include "softmax_long.inc.h"
 #include "softmax.inc.h"
+#include "softmax_backward.inc.h"
 #include "attention_tile.inc.h"
 #include "attention_rows.inc.h"
 #include "attention_visible.inc.h"

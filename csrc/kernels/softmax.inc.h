@@ -49,7 +49,7 @@ softmax_resident(const struct softmax_work *w, enum attn_softmax_what what, cons
         x = (REAL *)(a->x.data + tile->offset[SOFTMAX_X]);
         x_pitch = w->row_stride[SOFTMAX_X] / size;
     } else
-        softmax_load(w, tile, 0, w->n, scratch);
+        softmax_load(w, tile, SOFTMAX_X, -REAL_INFINITY, 0, w->n, scratch);
     if (w->direct_y && what != ATTN_LOGSUMEXP) {
         y = (REAL *)(a->y.data + tile->offset[SOFTMAX_Y]);
         y_pitch = w->row_stride[SOFTMAX_Y] / size;

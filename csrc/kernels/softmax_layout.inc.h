@@ -9,7 +9,7 @@
 #define hide_runs SUFFIX(hide_runs)
 #define v_load_kept SUFFIX(v_load_kept)
 
-enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_OPERANDS };
+enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_GRAD, SOFTMAX_LSE, SOFTMAX_OPERANDS };
 
 /* Axes that were merged where all operands allow it; strides in bytes, [axis][operand]. The last one is the innermost. */
 struct softmax_axes {
@@ -17,6 +17,13 @@ struct softmax_axes {
     int64_t shape[ATTN_MAX_BATCH];
     int64_t stride[ATTN_MAX_BATCH][SOFTMAX_OPERANDS];
 };
+
+/* Whether a gradient comes in with all axes. */
+static inline bool
+softmax_grad_is_full(const struct attn_softmax *a)
+{
+    return a->what == ATTN_SOFTMAX_BACKWARD || a->what == ATTN_LOG_SOFTMAX_BACKWARD;
+}
 
 /* Appends an axis, merged with the one before it where the two are walked as one. */
 static inline void
@@ -71,7 +78,8 @@ softmax_outer_axes(const struct attn_softmax *a, struct softmax_axes *axes)
     }
     axes->ndim = 0;
     for (int n = 0; n < count; n++) {
-        int64_t stride[] = {a->x.batch[order[n]], a->keep.data ? a->keep.batch[order[n]] : 0, a->y.batch[order[n]]};
+        int64_t stride[] = {a->x.batch[order[n]], a->keep.data ? a->keep.batch[order[n]] : 0, a->y.batch[order[n]],
+                            a->grad.data ? a->grad.batch[order[n]] : 0, a->lse.data ? a->lse.batch[order[n]] : 0};
         softmax_axis_push(axes, a->shape[order[n]], stride);
     }
 }
@@ -82,7 +90,8 @@ softmax_reduced_axes(const struct attn_softmax *a, struct softmax_axes *axes)
 {
     axes->ndim = 0;
     for (int axis = a->ndim - a->reduced; axis < a->ndim; axis++) {
-        int64_t stride[] = {a->x.batch[axis], a->keep.data ? a->keep.batch[axis] : 0, a->what == ATTN_LOGSUMEXP ? 0 : a->y.batch[axis]};
+        int64_t stride[] = {a->x.batch[axis], a->keep.data ? a->keep.batch[axis] : 0, a->what == ATTN_LOGSUMEXP ? 0 : a->y.batch[axis],
+                            softmax_grad_is_full(a) ? a->grad.batch[axis] : 0, 0};
         softmax_axis_push(axes, a->shape[axis], stride);
     }
     if (axes->ndim == 0) {
@@ -90,6 +99,8 @@ softmax_reduced_axes(const struct attn_softmax *a, struct softmax_axes *axes)
         axes->stride[0][SOFTMAX_X] = attn_type_size(a->x.type);
         axes->stride[0][SOFTMAX_KEEP] = 1;
         axes->stride[0][SOFTMAX_Y] = attn_type_size(a->y.type);
+        axes->stride[0][SOFTMAX_GRAD] = softmax_grad_is_full(a) ? attn_type_size(a->grad.type) : 0;
+        axes->stride[0][SOFTMAX_LSE] = 0;
     }
 }
 #endif

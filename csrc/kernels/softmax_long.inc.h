@@ -20,7 +20,7 @@ softmax_part_totals(const struct softmax_work *w, const struct softmax_tile *til
     for (int64_t i = part * w->part; i < end && !attn_stopped(w->a->call.stop); i += w->block) {
         int64_t n = attn_min(w->block, end - i);
         if (!w->direct_x)
-            softmax_load(w, tile, i, n, scratch);
+            softmax_load(w, tile, SOFTMAX_X, -REAL_INFINITY, i, n, scratch);
         for (int64_t r = 0; r < tile->rows; r++) {
             const REAL *x =
                 w->direct_x ? (const REAL *)(w->a->x.data + tile->offset[SOFTMAX_X] + r * w->row_stride[SOFTMAX_X]) + i : scratch + r * w->pitch;
@@ -56,7 +56,7 @@ softmax_part_results(const struct softmax_work *w, const struct softmax_tile *ti
     for (int64_t i = part * w->part; i < end && !attn_stopped(a->call.stop); i += w->block) {
         int64_t n = attn_min(w->block, end - i);
         if (!w->direct_x)
-            softmax_load(w, tile, i, n, scratch);
+            softmax_load(w, tile, SOFTMAX_X, -REAL_INFINITY, i, n, scratch);
         for (int64_t r = 0; r < tile->rows; r++) {
             REAL *buffer = scratch + r * w->pitch;
             const REAL *x = w->direct_x ? (const REAL *)(a->x.data + tile->offset[SOFTMAX_X] + r * w->row_stride[SOFTMAX_X]) + i : buffer;

@@ -30,7 +30,8 @@ struct softmax_work {
     int64_t rows, n;
     int64_t line, run;          /* lengths of the innermost outer and reduced axes: rows, elements, that are one stride apart */
     int64_t row_stride[SOFTMAX_OPERANDS], stride[SOFTMAX_OPERANDS];
-    bool direct_x, direct_y;    /* read or written where it lies */
+    bool direct_x, direct_y, direct_grad; /* read or written where it lies */
+    int64_t buffers;            /* arrays of a tile in scratch */
     bool stream, is_long;
     int64_t tile_rows, line_tiles, tiles, task_tiles; /* rows that are worked on together; tiles of a line, of all, of a task */
     int64_t shift;              /* rows by which the first tile of a line is shorter, for the others to begin where cache lines of y do */
@@ -56,10 +57,11 @@ softmax_is_across(const struct softmax_work *w, int operand, enum attn_type type
 static void
 softmax_cut_lines(struct softmax_work *w)
 {
-    int64_t bytes = w->block * (int64_t)sizeof(REAL), line_rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
+    int64_t bytes = w->block * (int64_t)sizeof(REAL) * w->buffers, line_rows = SOFTMAX_LINE / (int64_t)sizeof(REAL), lines = 4;
     w->tile_rows = attn_max(attn_min(SOFTMAX_GROUP / attn_max(bytes, 1), LANES), 1);
     w->shift = 0;
-    if (softmax_is_across(w, SOFTMAX_X, w->a->x.type) || softmax_is_across(w, SOFTMAX_Y, w->a->y.type)) {
+    if (softmax_is_across(w, SOFTMAX_X, w->a->x.type) || softmax_is_across(w, SOFTMAX_Y, w->a->y.type) ||
+        (softmax_grad_is_full(w->a) && softmax_is_across(w, SOFTMAX_GRAD, w->a->grad.type))) {
         while (lines > 1 && lines * line_rows * bytes > SOFTMAX_TILE)
             lines /= 2;
         w->tile_rows = lines * line_rows;
@@ -90,6 +92,8 @@ softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
     bool one_run = w->reduced.ndim == 1 && !a->keep.data;
     w->direct_x = one_run && run_is_direct(&a->x) && w->stride[SOFTMAX_X] == (int64_t)sizeof(REAL);
     w->direct_y = one_run && run_is_direct(&a->y) && w->stride[SOFTMAX_Y] == (int64_t)sizeof(REAL);
+    w->direct_grad = softmax_grad_is_full(a) && one_run && run_is_direct(&a->grad) && w->stride[SOFTMAX_GRAD] == (int64_t)sizeof(REAL);
+    w->buffers = softmax_grad_is_full(a) ? 2 : 1;
     w->stream = w->rows * w->n * (int64_t)sizeof(REAL) >= SOFTMAX_STREAM;
     w->is_long = w->n * (int64_t)sizeof(REAL) > SOFTMAX_RESIDENT;
     w->block = w->is_long ? SOFTMAX_BLOCK / (int64_t)sizeof(REAL) : w->n;
@@ -109,20 +113,21 @@ softmax_tile_at(const struct softmax_work *w, int64_t index, struct softmax_tile
     softmax_offsets(&w->outer, tile->first, tile->offset);
 }
 
-/* buffer = elements first ... first + n - 1 of the rows, -inf where not kept. */
+/* buffer = elements first ... first + n - 1 of the rows of x or grad, `hidden` where not kept. */
 static void
-softmax_load(const struct softmax_work *w, const struct softmax_tile *tile, int64_t first, int64_t n, REAL *buffer)
+softmax_load(const struct softmax_work *w, const struct softmax_tile *tile, int operand, REAL hidden, int64_t first, int64_t n, REAL *buffer)
 {
     const struct attn_softmax *a = w->a;
+    const struct attn_tensor *from = operand == SOFTMAX_X ? &a->x : &a->grad;
     for (int64_t i = 0, count; i < n; i += count) {
         int64_t offset[SOFTMAX_OPERANDS];
         softmax_offsets(&w->reduced, first + i, offset);
         count = attn_min(n - i, w->run - (first + i) % w->run);
-        load_runs(buffer + i, w->pitch, &a->x, a->x.data + tile->offset[SOFTMAX_X] + offset[SOFTMAX_X], tile->rows, w->row_stride[SOFTMAX_X], count,
-                  w->stride[SOFTMAX_X]);
+        load_runs(buffer + i, w->pitch, from, from->data + tile->offset[operand] + offset[operand], tile->rows, w->row_stride[operand], count,
+                  w->stride[operand]);
         if (a->keep.data)
             hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
-                      count, w->stride[SOFTMAX_KEEP], -REAL_INFINITY);
+                      count, w->stride[SOFTMAX_KEEP], hidden);
     }
 }
 
@@ -137,7 +142,7 @@ softmax_store(const struct softmax_work *w, const struct softmax_tile *tile, int
         count = attn_min(n - i, w->run - (first + i) % w->run);
         if (spoilt && a->keep.data)
             hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
-                      count, w->stride[SOFTMAX_KEEP], a->what == ATTN_SOFTMAX ? 0 : -REAL_INFINITY);
+                      count, w->stride[SOFTMAX_KEEP], a->what == ATTN_LOG_SOFTMAX ? -REAL_INFINITY : 0);
         store_runs(&a->y, a->y.data + tile->offset[SOFTMAX_Y] + offset[SOFTMAX_Y], tile->rows, w->row_stride[SOFTMAX_Y], count, w->stride[SOFTMAX_Y],
                    buffer + i, w->pitch, w->stream);
     }
