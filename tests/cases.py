@@ -4,69 +4,17 @@ The laws of laws.py run over these rows. To add a function, add a row.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import bounds
-import ml_dtypes
 import numerics
 import numpy as np
 import oracle
 import refusals
+from calls import DTYPES, Call, Row, named
+from cases_softmax import softmax_backward, softmax_row
 
 import attnpy
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-
-
-@dataclass
-class Call:
-    """A function with its arguments, by name; `hidden`: elements of arguments that no result may depend on."""
-
-    function: str
-    arguments: dict
-    label: str
-    hidden: dict = field(default_factory=dict)
-
-    def __call__(self, **changes):
-        """The results, always as a tuple."""
-        result = getattr(attnpy, self.function)(**{**self.arguments, **changes})
-        return result if isinstance(result, tuple) else (result,)
-
-    def changed(self, label="", **changes):
-        return Call(self.function, {**self.arguments, **changes}, f"{self.label} {label}".strip(), self.hidden)
-
-    @property
-    def arrays(self):
-        """The arguments that are arrays."""
-        return {name: x for name, x in self.arguments.items() if isinstance(x, np.ndarray)}
-
-    def fresh(self):
-        """The same call on copies of all arrays."""
-        return self.changed(**{name: x.copy() for name, x in self.arrays.items()})
-
-
-class Row(NamedTuple):
-    """make(shape, dtype, option, seed) → Call. The cases are `shapes` × `options` × `dtypes`."""
-
-    make: Callable | None = None
-    shapes: Sequence = ()
-    options: Sequence[str] = ("plain",)
-    dtypes: Sequence[str] = tuple(DTYPES)
-    heavy: Sequence = ()  # (shape, option): enough work for a second thread
-    batched: bool = False  # results have batch axes in front, whose elements do not know of each other
-    outs: bool = True  # takes out=
-    refused: Sequence = ()  # refusals.Refusal
-
-
-def named(shape, dtype, option, seed):
-    return f"shape {shape} {dtype} option {option} seed {seed}"
 
 
 def check(call, got, note="", ratchet=True):
@@ -257,68 +205,6 @@ def attention_hidden(arguments):
     return hidden
 
 
-# --- softmax
-
-SOFTMAX_SHAPES = [
-    (1,),
-    (7,),
-    (63, 64),
-    (3, 5, 257),
-    (2, 65),
-    (2, 127, 3),
-    (1031,),
-    (5, 2049),
-    (0, 4),
-    (4, 0),
-    (2, 0, 3),
-    (3, 16385),
-]
-SOFTMAX_OPTIONS = ("plain", "where", "first_axis", "two_axes", "wide")
-
-
-def _softmax(function):
-    def make(shape, dtype, option="plain", seed=0):
-        rng = np.random.default_rng([seed, *shape])
-        spread = 30 if option == "wide" else 3
-        arguments = {"x": (spread * rng.normal(size=shape)).astype(DTYPES[dtype])}
-        if option in ("first_axis", "two_axes"):
-            arguments["axis"] = 0 if option == "first_axis" else tuple({0, len(shape) - 1})
-        if function == "logsumexp" and option == "two_axes":
-            arguments["keepdims"] = True
-        hidden = {}
-        if option == "where":
-            keep = rng.random(shape) < 0.7
-            keep[..., :1] = keep[..., :1] & (len(shape) == 1)
-            if len(shape) > 1:
-                keep[:1] = False  # a row of which nothing is kept
-            arguments["where"], hidden["x"] = keep, ~keep
-        return Call(function, arguments, named(shape, dtype, option, seed), hidden)
-
-    return make
-
-
-def _softmax_backward(function):
-    """The forward of the same name, what it returned, and a gradient."""
-    forward = function.removesuffix("_backward")
-
-    def make(shape, dtype, option="plain", seed=0):
-        call = _softmax(forward)(shape, dtype, option, seed)
-        rng = np.random.default_rng([seed, 1, *shape])
-        real = DTYPES[dtype]
-        given = {k: call.arguments[k] for k in ("axis", "where", "keepdims") if k in call.arguments}
-        output = np.asarray(getattr(attnpy.reference, forward)(**call.arguments)).astype(real)
-        arrays = {"grad_output": rng.normal(size=output.shape).astype(real)}
-        arrays |= {"x": call.arguments["x"], "output": output} if forward == "logsumexp" else {"output": output}
-        hidden = {}
-        if "where" in given:
-            left_out = call.hidden["x"]
-            nothing = left_out.all(-1) if forward == "logsumexp" else left_out
-            hidden = {name: left_out if name == "x" else nothing for name in arrays}
-        return Call(function, arrays | given, call.label, hidden)
-
-    return make
-
-
 # --- merging and dropout
 
 MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
@@ -350,13 +236,6 @@ def _dropout(shape, dtype, option="plain", seed=0):
     return Call("dropout_mask", given, named(shape, dtype, option, seed))
 
 
-SOFTMAX_HEAVY = [((301, 1031), "where"), ((257, 513), "first_axis")]
-
-
-def softmax_row(function, refused, make=_softmax):
-    return Row(make(function), SOFTMAX_SHAPES, SOFTMAX_OPTIONS, heavy=SOFTMAX_HEAVY, batched=True, refused=refused)
-
-
 def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
     make = _attention(function, operands)
     return Row(make, ATTENTION_SHAPES, ATTENTION_OPTIONS + options, heavy=heavy, batched=True, refused=refused)
@@ -383,9 +262,9 @@ CASES = {
     "softmax": softmax_row("softmax", refusals.SOFTMAX),
     "log_softmax": softmax_row("log_softmax", refusals.SOFTMAX),
     "logsumexp": softmax_row("logsumexp", refusals.LOGSUMEXP),
-    "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, _softmax_backward),
-    "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, _softmax_backward),
-    "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, _softmax_backward),
+    "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
+    "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
+    "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, softmax_backward),
     # Functions without arrays: only what they refuse.
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),

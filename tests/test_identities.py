@@ -5,7 +5,8 @@ import itertools
 import bounds
 import numpy as np
 import pytest
-from cases import CASES, Call, Size
+from calls import Call
+from cases import CASES, Size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import allowed_besides, errors, same_bits
