@@ -3,6 +3,7 @@
 #ifndef ATTN_BACKWARD_NAMES
 #define ATTN_BACKWARD_NAMES
 #define begin_query SUFFIX(begin_query)
+#define add_rows SUFFIX(add_rows)
 #define end_query SUFFIX(end_query)
 #define backward_row_block SUFFIX(backward_row_block)
 #define backward_chunk SUFFIX(backward_chunk)
@@ -23,7 +24,20 @@ begin_query(const struct attn_attention_backward *b, const struct attn_backward_
         if (rank == 0)
             memset(p->grad_query, 0, (size_t)(b->forward.head_dim * ATTN_BLOCK) * sizeof(REAL));
     }
+    if (cut->row_sums && rank == 0)
+        memset(shared->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
     return true;
+}
+
+/* What a row block has of one key block: its part of grad_query, and the sums over these keys. */
+static void
+add_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, struct backward_place *p, const struct backward_shared *shared,
+         const struct key_block *block)
+{
+    if (b->grad_query.data)
+        add_query(&b->forward, p, block);
+    for (int lane = 0; cut->row_sums && lane < 2 * ATTN_BLOCK; lane += LANES)
+        v_store(shared->sums + lane, v_load(shared->sums + lane) + v_load(p->sums + lane));
 }
 
 /* Hands the row block over to the next chunk; the last stores its grad_query. */
@@ -31,13 +45,6 @@ static void
 end_query(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, struct backward_place *p,
           const struct backward_shared *shared, int rank, bool last)
 {
-    if (cut->row_sums)
-        for (int lane = 0; lane < 2 * ATTN_BLOCK; lane += LANES) {
-            vreal sum = v_load(p->sums + lane);
-            if (rank > 0)
-                sum += v_load(shared->sums + lane);
-            v_store(shared->sums + lane, sum);
-        }
     if (last && b->grad_query.data && !b->query_accumulates)
         store_query(b, batch, p->rows, p->grad_query, p->w->staging);
     if (cut->turns)
@@ -65,17 +72,16 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
         kept_statistics(p, shared.statistics);
     else
         row_statistics(b, batch, p, live);
-    memset(p->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
     for (int n = 0; first + n * step < end; n++) {
         if (attn_stopped(a->call.stop))
             return false;
+        memset(p->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
         if (!backward_tile(b, batch, p, &p->block[n]))
             continue;
         add_keys(b, p, n);
         if (!mine && !(mine = begin_query(b, cut, p, &shared, rank)))
             return false;
-        if (b->grad_query.data)
-            add_query(a, p, &p->block[n]);
+        add_rows(b, cut, p, &shared, &p->block[n]);
     }
     if (!mine && !begin_query(b, cut, p, &shared, rank))
         return false;

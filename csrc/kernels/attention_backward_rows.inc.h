@@ -31,7 +31,7 @@ struct backward_place {
     REAL delta[ATTN_BLOCK] __attribute__((aligned(64)));
     enum attn_finite query_state, grad_state;
     REAL *gradients, *dropped, *slopes; /* tiles */
-    REAL *sums;                        /* [2][64] of the row block and this chunk: of dS, and of - dS |distance| */
+    REAL *sums;                        /* [2][64] of the row block and a key block: of dS, and of - dS |distance| */
     REAL *grad_query;                  /* [group][E][width]: where this row block's grows */
     REAL *own_query;                   /* one such block of this thread */
     REAL *grad_key, *grad_value;       /* [keys of the chunk][pitch] */
