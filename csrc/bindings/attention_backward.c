@@ -179,8 +179,10 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     b.forward.value.data = b.grad_lse.data = NULL;
     bool done = engine_open(&e, &weights_backward, arguments, n, &b) && check_present("grad_weights", arguments[0]) &&
                 attention_bind_scores(&e, arguments + 4, &b.forward) && attention_bind_rows(&e, arguments[14], &b.forward) &&
-                engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient) &&
-                bind_gradients(&e, arguments[15], arguments[16], &b) && run(&e, &b);
+                engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);
+    if (done)
+        *engine_size(&e, 'l') = b.forward.query_length; /* grad_weights has the rows asked for, the gradients of masks have all */
+    done = done && bind_gradients(&e, arguments[15], arguments[16], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 
