@@ -11,13 +11,13 @@
 #define PLACE(member) offsetof(struct attn_attention, member)
 
 /* The optional operands that all these functions have; bias and what follows are arguments `b` on. */
-#define SCORE_OPERANDS(mask, b)                                                                                                             \
-    {"attn_mask", ENGINE_MASK, mask, "hls", 0, PLACE(attn_mask)}, {"bias", ENGINE_ADDED, b, "hls", 0, PLACE(bias)},                         \
-        {"alibi_slopes", ENGINE_PER_HEAD, b + 4, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, b + 5, "h..", 0, PLACE(sinks)}, \
-        {"causal_offset", ENGINE_OFFSETS, b + 1, "...", 0, PLACE(causal_offset)},                                                           \
-        {"query_lengths", ENGINE_LENGTHS, b + 6, "...", 'l', PLACE(query_lengths)},                                                         \
-    {                                                                                                                                       \
-        "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                  \
+#define SCORE_OPERANDS(mask, b)                                                                                                                  \
+    {"attn_mask", ENGINE_MASK, mask, "hls", 0, PLACE(attn_mask), .blocks = PLACE(block_mask)}, {"bias", ENGINE_ADDED, b, "hls", 0, PLACE(bias)}, \
+        {"alibi_slopes", ENGINE_PER_HEAD, b + 4, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, b + 5, "h..", 0, PLACE(sinks)},      \
+        {"causal_offset", ENGINE_OFFSETS, b + 1, "...", 0, PLACE(causal_offset)},                                                                \
+        {"query_lengths", ENGINE_LENGTHS, b + 6, "...", 'l', PLACE(query_lengths)},                                                              \
+    {                                                                                                                                            \
+        "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                       \
     }
 
 /* query and key, where query is argument `q` and key the next. */

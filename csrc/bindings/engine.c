@@ -91,6 +91,8 @@ engine_open(struct engine *e, const struct engine_function *function, PyObject *
         const struct engine_operand *operand = &function->operands[i];
         struct attn_tensor *tensor = tensor_of(operand, structure);
         tensor->data = NULL;
+        if (operand->blocks)
+            ((struct attn_block_mask *)((char *)structure + operand->blocks))->indptr = NULL;
         if (!operand->later && arguments[operand->argument] != Py_None && !engine_take(e, operand, arguments[operand->argument], tensor))
             return false;
     }

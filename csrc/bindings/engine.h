@@ -16,6 +16,7 @@
 
 #include "../core/attn.h"
 #include "../isa/isa.h"
+#include "../kernels/attention.h"
 
 enum { ENGINE_OPERANDS = 16, ENGINE_OUTPUTS = 8, ENGINE_HELD = 40, ENGINE_NAMES = 26 };
 
@@ -37,6 +38,7 @@ struct engine_operand {
     char core[4];
     char bound;
     size_t tensor; /* its place in the argument struct */
+    size_t blocks; /* of an ENGINE_MASK: where a block mask goes in the argument struct */
     bool later;    /* engine_open leaves it to the binding, which knows its sizes then */
 };
 
@@ -130,6 +132,10 @@ bool engine_product(const char *name, int n, const int64_t *factors, int64_t eac
 bool engine_take(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor);
 PyArrayObject *engine_integers(struct engine *e, const char *name, PyObject *object);
 bool engine_warn_of_zeros_and_ones(const char *name, PyArrayObject *array);
+
+/* engine_blocks.c */
+int engine_is_block_mask(PyObject *object);
+bool engine_block_mask(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_block_mask *mask);
 
 /* engine_scalars.c: numbers and flags; names are those of the arguments */
 bool engine_real(const char *name, PyObject *object, double *value);

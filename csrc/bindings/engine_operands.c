@@ -73,6 +73,9 @@ static bool
 take_mask(struct engine *e, const struct engine_operand *operand, PyObject *object, struct attn_tensor *tensor)
 {
     enum attn_type type;
+    int blocks = operand->blocks ? engine_is_block_mask(object) : 0;
+    if (blocks)
+        return blocks > 0 && engine_block_mask(e, operand, object, (struct attn_block_mask *)((char *)tensor - operand->tensor + operand->blocks));
     PyArrayObject *array = engine_array(e, operand->name, object);
     if (!array)
         return false;

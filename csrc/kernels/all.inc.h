@@ -11,6 +11,7 @@
 #include "softmax.inc.h"
 #include "softmax_backward.inc.h"
 #include "attention_tile.inc.h"
+#include "attention_tiles.inc.h"
 #include "attention_rows.inc.h"
 #include "attention_visible.inc.h"
 #include "attention_terms.inc.h"

@@ -9,6 +9,7 @@
  *            dropout_mask:                  1 / (1 - p) where kept, else 0
  * Given      query (B.., H, L, E), key (B.., G, S, E), value (B.., G, S, D); query head h reads head h / group
  *            attn_mask, bias (B.., H, L, S): ATTN_BOOL (true: visible) or floating (added; -inf hides); strides 0 where broadcast
+ *            block_mask: hides what is not in its tiles, besides; it does not follow lengths or offsets
  *            alibi_slopes, sinks (B.., H) in REAL, native, strides free;  causal_offset, query_lengths, kv_lengths (B..) ATTN_INT64, native
  *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights; absent: all, row_count = L
  *            value is absent (NULL, D = 0) for attention_weights and attention_received
@@ -25,6 +26,16 @@
 #define ATTN_ATTENTION_H
 
 #include "../core/attn.h"
+
+/* Tiles of 64 queries and 64 keys, as rows of compressed sparse tiles: those of tile row r and leading index n are indptr[n (rows + 1) + r] ... */
+struct attn_block_mask {
+    const int64_t *indptr;   /* NULL: no block mask */
+    const int32_t *indices;  /* key tile, ascending in a tile row */
+    const int32_t *pattern;  /* -1: all of the tile is visible; else which 64 words of `bits` are its: word = query, bit = key */
+    const uint64_t *bits;
+    int64_t rows;            /* tile rows */
+    int64_t head, batch[ATTN_MAX_BATCH]; /* strides of the leading index */
+};
 
 struct attn_attention {
     struct attn_call call;
@@ -44,7 +55,8 @@ struct attn_attention {
     int64_t window_left, window_right; /* -1: open */
     double dropout_p;
     uint32_t dropout_key[4];
-    /* Room is left here for relative_bias, rotary (positions) and block_mask (masks). */
+    struct attn_block_mask block_mask;
+    /* Room is left here for relative_bias and rotary (positions). */
 };
 
 /* parts (n) partial results of the same rows. outputs: `parts` tensors (B.., rows, D) with their lses (B.., rows); all of one type. */

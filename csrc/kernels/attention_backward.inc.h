@@ -59,11 +59,14 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
     const struct attn_attention *a = &b->forward;
     const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
     int64_t first = chunk * cut->keys, end = attn_min(a->key_length, first + cut->keys), step = attn_block_keys(a);
-    rows_describe(a, cut->layout, batch, head, number, p->rows);
-    if (p->rows->any_first >= p->rows->any_end || p->rows->any_first >= end || p->rows->any_end <= first)
+    if (block_is_hidden(a, cut->layout, batch, head, number, first, end))
         return true;
-    int rank = (int)(chunk - p->rows->any_first / cut->keys);
-    bool last = chunk == (p->rows->any_end - 1) / cut->keys, mine = false;
+    rows_describe(a, cut->layout, batch, head, number, p->rows);
+    const struct attn_tile_row *tiles = p->rows->one_tile_row ? &p->rows->tiles : NULL;
+    const struct attn_visit visit = attn_visit(p->rows->any_first, p->rows->any_end, cut->keys, tiles, chunk);
+    if (visit.rank < 0)
+        return true;
+    bool mine = false;
     uint64_t live = live_lanes(p->rows);
     load_query(a, batch, p, live);
     if (!b->of_weights)
@@ -79,13 +82,13 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
         if (!backward_tile(b, batch, p, &p->block[n]))
             continue;
         add_keys(b, p, n);
-        if (!mine && !(mine = begin_query(b, cut, p, &shared, rank)))
+        if (!mine && !(mine = begin_query(b, cut, p, &shared, visit.rank)))
             return false;
         add_rows(b, cut, p, &shared, &p->block[n]);
     }
-    if (!mine && !begin_query(b, cut, p, &shared, rank))
+    if (!mine && !begin_query(b, cut, p, &shared, visit.rank))
         return false;
-    end_query(b, cut, batch, p, &shared, rank, last);
+    end_query(b, cut, batch, p, &shared, visit.rank, visit.last);
     return true;
 }
 

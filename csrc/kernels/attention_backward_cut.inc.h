@@ -151,12 +151,42 @@ attn_blocks_of_keys(const struct attn_attention *a, const struct attn_backward_c
     }
 }
 
+/* Which of the chunks that a row block visits is `chunk`. */
+struct attn_visit {
+    int rank;     /* how many come before it; -1: it is none of them */
+    bool last;
+};
+
+/* Chunks that meet the keys first ... end - 1 and, with a block mask, a tile of `tiles` (NULL: every chunk in that range). */
+static inline struct attn_visit
+attn_visit(int64_t first, int64_t end, int64_t keys, const struct attn_tile_row *tiles, int64_t chunk)
+{
+    struct attn_visit visit = {-1, false};
+    if (first >= end || first >= (chunk + 1) * keys || end <= chunk * keys)
+        return visit;
+    if (!tiles)
+        return (struct attn_visit){(int)(chunk - first / keys), chunk == (end - 1) / keys};
+    int seen = 0;
+    for (int64_t n = 0, next = 0; n < tiles->n; n++) {
+        int64_t from = attn_max(first, tiles->index[n] * (int64_t)ATTN_BLOCK), to = attn_min(end, (tiles->index[n] + 1) * (int64_t)ATTN_BLOCK);
+        if (from >= to)
+            continue;
+        for (int64_t c = attn_max(next, from / keys); c <= (to - 1) / keys; c++, seen++) {
+            if (c == chunk)
+                visit.rank = seen;
+            visit.last = c == chunk;
+            next = c + 1;
+        }
+    }
+    return visit;
+}
+
 /* Whether a row may see no key, so that no chunk visits it. */
 static inline bool
 attn_rows_may_be_empty(const struct attn_attention *a)
 {
     bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0;
-    return a->key_length == 0 || a->query_lengths.data || a->kv_lengths.data || a->causal_offset.data ||
+    return a->key_length == 0 || a->block_mask.indptr || a->query_lengths.data || a->kv_lengths.data || a->causal_offset.data ||
            (positional && a->query_length > a->key_length);
 }
 #endif

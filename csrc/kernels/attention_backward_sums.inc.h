@@ -6,6 +6,7 @@
 #define backward_shared_bytes SUFFIX(backward_shared_bytes)
 #define backward_shared_open SUFFIX(backward_shared_open)
 #define kept_statistics SUFFIX(kept_statistics)
+#define rows_are_visited SUFFIX(rows_are_visited)
 #define add_given SUFFIX(add_given)
 #define prepare_segment SUFFIX(prepare_segment)
 #define prepare_weights SUFFIX(prepare_weights)
@@ -63,6 +64,13 @@ kept_statistics(struct backward_place *p, const REAL *statistics)
 {
     memcpy(p->base, statistics, sizeof p->base);
     memcpy(p->delta, statistics + ATTN_BLOCK, sizeof p->delta);
+}
+
+/* Whether some chunk visits a row block: attn_visit has a rank for it. */
+ATTN_INLINE bool
+rows_are_visited(const struct row_block *rows)
+{
+    return rows->any_first < rows->any_end && (!rows->one_tile_row || attn_tiles_meet(&rows->tiles, rows->any_first, rows->any_end));
 }
 
 /* Adds the sums of e^s dP over the keys of a segment to its rows' deltas. */
@@ -183,7 +191,7 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
         }
         sink_shares(b, batch, p, shared.sinks);
     }
-    if (p->rows->any_first < p->rows->any_end)
+    if (rows_are_visited(p->rows))
         return;
     if (cut->row_sums)
         memset(shared.sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
@@ -228,7 +236,7 @@ reduce_query(const struct attn_attention_backward *b, const struct attn_backward
     for (int64_t batch = 0; batch < b->forward.batch && !attn_stopped(b->forward.call.stop); batch++)
         for (int64_t number = 0; number < cut->layout.blocks; number++) {
             rows_describe(&b->forward, cut->layout, batch, head, number, p->rows);
-            if (p->rows->any_first < p->rows->any_end)
+            if (rows_are_visited(p->rows))
                 store_query(b, batch, p->rows, backward_shared_open(b, cut, batch, head, number).grad_query, p->w->staging);
         }
 }

@@ -135,7 +135,10 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
     w->keys = (int)(end - from);
     if (from >= end)
         return w->sight = ATTN_HIDDEN;
-    bool dense = a->attn_mask.data || a->bias.data;
+    enum attn_sight tiles = a->block_mask.indptr ? tiles_sight(rows, from, end) : ATTN_FULL;
+    if (tiles == ATTN_HIDDEN)
+        return w->sight = ATTN_HIDDEN;
+    bool dense = a->attn_mask.data || a->bias.data || tiles == ATTN_PARTIAL;
     if (!dense && from >= rows->all_first && end <= rows->all_end)
         return w->sight = ATTN_FULL;
     memset(w->seen, 0xff, sizeof w->seen);
@@ -323,6 +326,9 @@ attend_range(const struct attn_attention *a, int64_t batch, int64_t kv_head, cha
         struct key_block block;
         if (attn_stopped(a->call.stop))
             return false;
+        key = next_visible(a, blocks, bytes, n, key, end) / step * step;
+        if (key >= end)
+            break;
         key_block_load(a, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, w->block, &block);
         for (int64_t i = 0; i < n; i++) {
             w->first_use = i == 0;

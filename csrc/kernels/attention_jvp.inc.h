@@ -316,6 +316,9 @@ tangent_range(const struct attn_attention_jvp *j, int64_t batch, int64_t kv_head
         struct tangent_block block;
         if (attn_stopped(a->call.stop))
             return false;
+        key = next_visible(a, blocks, bytes, n, key, end) / step * step;
+        if (key >= end)
+            break;
         tangent_block_load(j, batch, kv_head, key, (int)attn_min(step, end - key), n > 1, p, &block);
         for (int64_t i = 0; i < n; i++) {
             p->w->first_use = i == 0;

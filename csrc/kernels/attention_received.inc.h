@@ -87,6 +87,8 @@ received_keys(const struct attn_attention *a, int64_t batch, int64_t head, int64
     REAL factor[ATTN_BLOCK], *received = p.tile + ATTN_BLOCK * ATTN_BLOCK, *row = received + ATTN_RECEIVED_BLOCKS * ATTN_BLOCK * LANES;
     memset(received, 0, ATTN_RECEIVED_BLOCKS * ATTN_BLOCK * LANES * sizeof(REAL));
     for (int64_t number = head % a->group; number < layout.blocks; number += a->group) {
+        if (block_is_hidden(a, layout, batch, kv_head, number, from * step, end * step))
+            continue;
         const REAL *kept = (REAL *)a->call.workspace + ((batch * kv_heads + kv_head) * layout.blocks + number) * 2 * ATTN_BLOCK;
         rows_load(a, layout, batch, kv_head, number, p.w->staging, p.rows);
         memcpy(p.rows->top, kept, sizeof p.rows->top);

@@ -7,6 +7,7 @@
 #define rows_bytes SUFFIX(rows_bytes)
 #define rows_place SUFFIX(rows_place)
 #define rows_describe SUFFIX(rows_describe)
+#define rows_tiles SUFFIX(rows_tiles)
 #define rows_load SUFFIX(rows_load)
 #define rows_transposed SUFFIX(rows_transposed)
 #define rows_ranges SUFFIX(rows_ranges)
@@ -74,6 +75,8 @@ struct row_block {
     int64_t head[ATTN_BLOCK];             /* query head */
     int64_t position[ATTN_BLOCK];         /* i + offset */
     int64_t out_row[ATTN_BLOCK];          /* row of the output */
+    struct attn_tile_row tiles;           /* of a block mask, */
+    bool one_tile_row;                    /* if all lanes lie in one tile row of it: lane = row of the tile */
     REAL slope[ATTN_BLOCK];               /* ALiBi slope times log2(e) */
     REAL query_abs;                       /* sum of |scaled query|; inf or NaN where there are such */
     REAL top[ATTN_BLOCK] __attribute__((aligned(64)));  /* running maximum, log2 units */
@@ -293,6 +296,24 @@ in_log2_units(REAL x)
     return x - x != 0 ? x : y > most ? REAL_MAX : y < -most ? -REAL_MAX : (REAL)y;
 }
 
+/* The tile row of a row block, where all its rows lie in one; else only how far all their tile rows reach. Ranges shrink to that. */
+static void
+rows_tiles(const struct attn_attention *a, bool one_tile_row, int64_t batch, struct row_block *rows)
+{
+    int64_t first = INT64_MAX, end = 0;
+    rows->one_tile_row = one_tile_row;
+    for (int lane = 0; lane < (one_tile_row ? attn_min(rows->count, 1) : rows->count); lane++) {
+        rows->tiles = attn_tile_row(a, batch, rows->head[lane], rows->index[lane]);
+        if (rows->tiles.n > 0) {
+            first = attn_min(first, rows->tiles.index[0] * (int64_t)ATTN_BLOCK);
+            end = attn_max(end, (rows->tiles.index[rows->tiles.n - 1] + 1) * (int64_t)ATTN_BLOCK);
+        }
+    }
+    if (end > 0)
+        rows->any_first = attn_max(rows->any_first, first);
+    rows->any_end = attn_min(rows->any_end, end);
+}
+
 /* Which rows row block `block` of (batch, key/value head) holds and what they may see. */
 static void
 rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, struct row_block *rows)
@@ -314,6 +335,9 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
         for (int lane = 0; lane < rows->count; lane++)
             rows->slope[lane] = in_log2_units(*(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]));
     rows_ranges(a, batch, rows);
+    rows->one_tile_row = false;
+    if (a->block_mask.indptr)
+        rows_tiles(a, !layout.paired && !a->rows.data, batch, rows);
 }
 
 /* to: [group][n][width], the given rows of a block, times `factor`. Returns the sum of the absolute values written. */

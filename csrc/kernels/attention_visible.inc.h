@@ -3,6 +3,10 @@
  * Ranges, lengths and dense masks are first written lane by lane (word = lane, bit = key), which is how they lie in memory, and then transposed. */
 #ifndef ATTN_VISIBLE_NAMES
 #define ATTN_VISIBLE_NAMES
+#define tiles_sight SUFFIX(tiles_sight)
+#define tiles_lanes SUFFIX(tiles_lanes)
+#define next_visible SUFFIX(next_visible)
+#define block_is_hidden SUFFIX(block_is_hidden)
 #define visible_lanes SUFFIX(visible_lanes)
 #define mask_tile SUFFIX(mask_tile)
 #define bytes_to_bits SUFFIX(bytes_to_bits)
@@ -37,8 +41,6 @@ attn_bit_range(int64_t first, int64_t end)
         return 0;
     return (~(uint64_t)0 >> (64 - (end - first))) << first;
 }
-
-enum attn_sight { ATTN_HIDDEN, ATTN_PARTIAL, ATTN_FULL };
 #endif
 
 /* Row `lane` of an operand shaped (H, L, S), at key `key`. */
@@ -94,7 +96,63 @@ mask_tile(const struct attn_tensor *t, const char *batch_data, const struct row_
     }
 }
 
-/* What the lanes see of keys key ... key + keys - 1 by ranges and by a boolean attn_mask: seen[lane], whose bits come in as additive operands left
+/* What a row block sees of keys first ... end - 1, at most 64, as far as whole tiles tell. */
+ATTN_INLINE enum attn_sight
+tiles_sight(const struct row_block *rows, int64_t first, int64_t end)
+{
+    const struct attn_tile_row *tiles = &rows->tiles;
+    if (!rows->one_tile_row)
+        return ATTN_PARTIAL;
+    int64_t tile = first / ATTN_BLOCK, last = (end - 1) / ATTN_BLOCK, place = attn_tile_place(tiles, tile);
+    if (place == tiles->n || tiles->index[place] > last)
+        return ATTN_HIDDEN;
+    for (; tile <= last; tile++, place++)
+        if (place == tiles->n || tiles->index[place] != tile || tiles->pattern[place] >= 0)
+            return ATTN_PARTIAL;
+    return ATTN_FULL;
+}
+
+/* Clears the bits of keys that the block mask hides: seen[lane]. */
+static void
+tiles_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
+{
+    for (int lane = 0; lane < rows->count; lane++) {
+        int64_t i = rows->index[lane];
+        struct attn_tile_row row = rows->one_tile_row ? rows->tiles : attn_tile_row(a, batch, rows->head[lane], i);
+        seen[lane] &= attn_tile_bits(a, &row, (int)(i % ATTN_BLOCK), key, keys);
+    }
+}
+
+/* The first key from `key` on that one of n row blocks, `bytes` apart, may see; or end. */
+static int64_t
+next_visible(const struct attn_attention *a, const char *blocks, size_t bytes, int64_t n, int64_t key, int64_t end)
+{
+    int64_t next = end;
+    if (!a->block_mask.indptr)
+        return key;
+    for (int64_t i = 0; i < n; i++) {
+        const struct row_block *rows = (const struct row_block *)(blocks + (size_t)i * bytes);
+        if (!rows->one_tile_row)
+            return key;
+        int64_t place = attn_tile_place(&rows->tiles, key / ATTN_BLOCK);
+        if (place < rows->tiles.n)
+            next = attn_min(next, attn_max(key, rows->tiles.index[place] * (int64_t)ATTN_BLOCK));
+    }
+    return next;
+}
+
+/* Whether a block mask hides keys first ... end - 1 from a row block that has not been described, as far as one tile row can tell. */
+ATTN_INLINE bool
+block_is_hidden(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t number, int64_t first,
+                int64_t end)
+{
+    if (!a->block_mask.indptr || layout.paired || a->rows.data)
+        return false;
+    struct attn_tile_row row = attn_tile_row(a, batch, kv_head * a->group + number % a->group, number / a->group * ATTN_BLOCK);
+    return !attn_tiles_meet(&row, first, end);
+}
+
+/* What the lanes see of keys key ... key + keys - 1 by ranges, a block mask and a boolean attn_mask: seen[lane], whose bits come in as additive operands left
  * them (all set where there are none). */
 static enum attn_sight
 visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
@@ -102,6 +160,8 @@ visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_bl
     uint64_t all = attn_bit_range(0, keys), any = 0, every = all;
     for (int lane = 0; lane < rows->count; lane++)
         seen[lane] &= attn_bit_range(rows->first[lane] - key, rows->end[lane] - key) & all;
+    if (a->block_mask.indptr)
+        tiles_lanes(a, batch, rows, key, keys, seen);
     if (a->attn_mask.data && a->attn_mask.type == ATTN_BOOL)
         mask_tile(&a->attn_mask, scalar_at(a, &a->attn_mask, batch, 0), rows, key, keys, seen);
     for (int lane = 0; lane < rows->count; lane++) {

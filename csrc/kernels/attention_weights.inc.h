@@ -71,6 +71,8 @@ weights_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int
     int64_t first = n * attn_block_keys(a), keys = attn_min(attn_block_keys(a), a->key_length - first);
     if (first >= p->rows->any_end || first + keys <= p->rows->any_first)
         return false;
+    if (a->block_mask.indptr && tiles_sight(p->rows, first, first + keys) == ATTN_HIDDEN)
+        return false;
     key_block_load(a, batch, kv_head, first, (int)keys, false, p->w->block, block);
     return tile_sight(a, batch, p->rows, block, true, p->w) != ATTN_HIDDEN;
 }
