@@ -4,7 +4,8 @@ Letters in every docstring: H query heads, G key/value heads (G divides H), L qu
 and key, D that of value and output, "..." batch axes, which broadcast as in NumPy.
 
 `attnpy.reference` holds the same functions in float64 NumPy, to read and to compare; it needs no compiled code.
-`attnpy.plot` draws weights as heat maps and needs matplotlib. Both load when first used.
+`attnpy.plot` draws weights as heat maps and needs matplotlib. `attnpy.integrations` answers calls with arrays of
+autograd and PyTorch. All three load when first used.
 """
 
 from ._attention import (
@@ -49,11 +50,12 @@ __all__ = [  # noqa: RUF022, by family
     # modules
     "reference",
     "plot",
+    "integrations",
 ]
 
 
 def __getattr__(name):
-    if name in ("reference", "plot"):
+    if name in ("reference", "plot", "integrations"):
         from importlib import import_module
 
         return import_module(f"attnpy.{name}")

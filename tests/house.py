@@ -9,7 +9,7 @@ PYTHON_AND_NUMPY = re.compile(r"#\s*include\s*[<\"](Python\.h|numpy/)|\bPy_?[A-Z
 HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
 
 FAMILIES = ("softmax", "attention")
-MODULES = ("reference", "plot")  # public names that are modules
+MODULES = ("reference", "plot", "integrations")  # public names that are modules
 # What families there are besides: stems of one floor or two, which compute nothing that a user calls.
 TOOLS = {
     "kernels": ("probe", "all"),
@@ -33,6 +33,10 @@ LINES_OF_A_FILE = 420  # about 400
 LONG_FUNCTIONS = {}  # "file:function" → the reason
 LONG_FILES = {}  # file → the reason
 
+LIBRARIES = {
+    "torch": {"torch", "transformers", "ml_dtypes"},
+    "autograd": {"autograd"},
+}  # what a module of integrations may import
 READ_BY_REFERENCE = {"numpy", "math", "typing"}
 
 
@@ -216,6 +220,47 @@ def references_import_numpy_only(root):
                 yield f"{path.relative_to(root)} imports {name}"
 
 
+def integrations_import_their_library_only(root):
+    for path in sorted((root / "attnpy" / "integrations").glob("*.py")):
+        known = {"numpy", "attnpy", "collections", "importlib", "typing"} | LIBRARIES.get(path.stem, set())
+        for node in ast.walk(tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in names:
+                if name.split(".")[0] not in known:
+                    yield f"{path.relative_to(root)} imports {name}"
+
+
+def integrations_load_late(root):
+    """Nothing but the compiled module asks for them, when the first array of another library comes."""
+    for path in sorted((root / "attnpy").glob("*.py")):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Import | ast.ImportFrom) and "integrations" in ast.unparse(node):
+                yield f"{path.relative_to(root)} imports integrations"
+
+
+def integrations_know_every_gradient(root):
+    """A function whose backward is public has a rule, by which it takes the arrays of libraries with gradients."""
+    public, path = public_functions(root), root / "attnpy" / "integrations" / "_gradients.py"
+    rules = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RULES":
+            rules = {key.value for key in node.value.keys}
+    wanted = {name.removesuffix("_backward") for name in public if name.endswith("_backward")}
+    for name in sorted(wanted - rules):
+        yield f"{path.relative_to(root)}: RULES lacks {name}, whose gradient is public"
+    for name in sorted(rules - set(public)):
+        yield f"{path.relative_to(root)}: RULES has {name}, which is not public"
+
+
+def packages_are_installed(root):
+    listed = re.search(r"^packages = (\[.*?\])", (root / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    found = {path.parent.relative_to(root).as_posix() for path in (root / "attnpy").rglob("__init__.py")}
+    for name in sorted({folder.replace("/", ".") for folder in found} ^ set(ast.literal_eval(listed[1]))):
+        yield f"pyproject.toml: the package {name} is not listed, or does not exist"
+
+
 def every_function_has_a_test_row(root):
     rows = set()
     for node in tree(root / "tests" / "cases.py").body:
@@ -327,6 +372,10 @@ CHECKS = (
     faces_call_down_once,
     every_function_has_a_reference,
     references_import_numpy_only,
+    integrations_import_their_library_only,
+    integrations_load_late,
+    integrations_know_every_gradient,
+    packages_are_installed,
     every_function_has_a_test_row,
     every_function_has_a_benchmark,
     every_function_is_in_the_readme,

@@ -44,6 +44,7 @@ def replace(path, old, new):
 
 def append(path, text):
     def change(root):
+        (root / path).parent.mkdir(exist_ok=True)
         with open(root / path, "a", encoding="utf-8") as file:
             file.write(text)
 
@@ -162,6 +163,28 @@ VIOLATIONS = [
         "imports _native",
     ),
     (
+        house.integrations_import_their_library_only,
+        append("attnpy/integrations/autograd.py", "import torch\n"),
+        "integrations/autograd.py imports torch",
+    ),
+    (
+        house.integrations_load_late,
+        append("attnpy/_softmax.py", "\n\ndef late():\n    from .integrations import torch\n"),
+        "_softmax.py imports integrations",
+    ),
+    (
+        house.integrations_know_every_gradient,
+        replace("attnpy/integrations/_gradients.py", '    "log_softmax": ', '    "log": '),
+        "RULES lacks log_softmax",
+    ),
+    (
+        house.integrations_know_every_gradient,
+        replace("attnpy/integrations/_gradients.py", '    "log_softmax": ', '    "log": '),
+        "RULES has log, which is not public",
+    ),
+    (house.packages_are_installed, replace("pyproject.toml", ', "attnpy.reference"', ""), "attnpy.reference is not"),
+    (house.packages_are_installed, append("attnpy/nn/__init__.py", ""), "attnpy.nn is not listed"),
+    (
         house.every_function_has_a_test_row,
         replace("tests/cases.py", '    "logsumexp": ', '    "logsum": '),
         "logsumexp is public without a row",
@@ -190,7 +213,8 @@ def pristine(tmp_path_factory):
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "data", "*.npz", "*.png")
     for part in ("csrc", "attnpy", "tests", "benchmarks", "examples", "tools"):
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
-    shutil.copy(ROOT / "README.md", folder)
+    for file in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / file, folder)
     return folder
 
 

@@ -67,7 +67,7 @@ def plain(signature, without=()):
 
 def test_every_public_name_is_there_and_listed():
     assert len(set(attnpy.__all__)) == len(attnpy.__all__)
-    assert set(SIGNATURES) | {"reference", "plot"} == set(attnpy.__all__)
+    assert set(SIGNATURES) | {"reference", "plot", "integrations"} == set(attnpy.__all__)
     for name in attnpy.__all__:
         assert getattr(attnpy, name) is not None and name in dir(attnpy)
     with pytest.raises(AttributeError, match="module 'attnpy' has no attribute 'attention'"):
@@ -118,7 +118,7 @@ def test_import_loads_nothing_but_itself():
     code = "import sys, numpy; before = set(sys.modules); import attnpy; print(*sorted(set(sys.modules) - before))"
     loaded = run(code).split()
     assert [name for name in loaded if name.split(".")[0] not in ("attnpy", "__future__")] == []
-    assert "attnpy.plot" not in loaded and "attnpy.reference" not in loaded
+    assert not {"attnpy.plot", "attnpy.reference", "attnpy.integrations"} & {*loaded}
 
 
 def test_the_reference_imports_numpy_only():

@@ -1,0 +1,199 @@
+"""How each function of attnpy._core is differentiated: what the libraries with gradients have in common.
+
+A rule speaks of ndarrays only. Its functions take the arguments of a call by position, spread out so that no operand
+stands in a sequence; a place is an index into them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+import attnpy
+
+from .._native import core as _core
+
+
+class Rule(NamedTuple):
+    names: tuple  # of the arguments; the last is out
+    operands: frozenset  # the names of those that are differentiated
+    forward: Callable  # arguments → (results, what the gradients need besides them)
+    backward: Callable  # (arguments, needed, gradients of the results or None, places) → {place: gradient}
+    jvp: Callable | None = None  # (arguments, needed, {place: tangent}) → tangents of the results
+    needs_results: bool = True  # `needed` begins with the results
+    sequences: int = 0  # so many arguments, the first ones, are sequences of operands
+
+    def spread(self, arguments):
+        """The arguments and their names."""
+        if not self.sequences:
+            return list(arguments), self.names
+        spread, names = [], []
+        for name, parts in zip(self.names[: self.sequences], arguments):
+            parts = list(parts)
+            spread += parts
+            names += [f"{name}[{i}]" for i in range(len(parts))]
+        return [*spread, *arguments[self.sequences :]], [*names, *self.names[self.sequences :]]
+
+    def differentiates(self, name):
+        return name in self.operands or (self.sequences > 0 and name.partition("[")[0] in self.operands)
+
+
+POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths")
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", *POSITIONS,
+             "dropout_key", "return_lse", "out")  # fmt: skip
+WEIGHTS = ("query", "key", "attn_mask", "is_causal", "scale", *POSITIONS, "rows", "out")
+RECEIVED = (*WEIGHTS[:-2], "out")
+GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")  # the order of _core's `needs`
+
+
+def _needs(names, places):
+    wanted = {names[place] for place in places}
+    return tuple([name in wanted for name in GRADIENTS])
+
+
+def _by_place(names, found):
+    return {names.index(name): gradient for name, gradient in zip(GRADIENTS, found) if gradient is not None}
+
+
+def _or_zeros(gradient, result):
+    return np.broadcast_to(np.zeros((), result.dtype), result.shape) if gradient is None else gradient
+
+
+# --- attention
+
+
+def _attention(arguments):
+    output, lse = _core.scaled_dot_product_attention(*arguments[:-2], True, None)
+    return ((output, lse), ()) if arguments[-2] else ((output,), (lse,))
+
+
+def _attention_backward(arguments, needed, gradients, places):
+    output, lse = needed
+    grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
+    found = _core.scaled_dot_product_attention_backward(
+        _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse,
+        _needs(ATTENTION, places), None,
+    )  # fmt: skip
+    return _by_place(ATTENTION, found)
+
+
+def _attention_jvp(arguments, needed, tangents):
+    tangent = {ATTENTION[place]: t for place, t in tangents.items()}
+    given = dict(zip(ATTENTION, arguments))
+    if "alibi_slopes" in tangent:
+        raise NotImplementedError("scaled_dot_product_attention has no forward-mode derivative by alibi_slopes")
+    words, with_lse = given.pop("dropout_key"), given.pop("return_lse")
+    del given["out"]
+    mask, bias = tangent.get("attn_mask"), tangent.get("bias")  # both are added to the scores
+    found = attnpy.scaled_dot_product_attention_jvp(
+        *(given.pop(name) for name in GRADIENTS[:3]),
+        *(tangent.get(name) for name in GRADIENTS[:3]),
+        **given,
+        rng=None if words is None else attnpy.DropoutKey(words),
+        bias_tangent=mask if bias is None else bias if mask is None else mask + bias,
+        sinks_tangent=tangent.get("sinks"),
+        return_lse=with_lse,
+    )
+    return found[1::2]
+
+
+def _weights(arguments):
+    return (_core.attention_weights(*arguments),), ()
+
+
+def _weights_backward(arguments, needed, gradients, places):
+    found = _core.attention_weights_backward(gradients[0], *arguments[:-1], _needs(WEIGHTS, places), None)
+    return _by_place(WEIGHTS, found)
+
+
+def _received(arguments):
+    return (_core.attention_received(*arguments),), ()
+
+
+def _received_backward(arguments, needed, gradients, places):
+    """Every row adds to the sum: its weights have the gradient of the sum."""
+    gradient = np.asarray(gradients[0])
+    rows = (*gradient.shape[:-1], np.shape(arguments[0])[-2], gradient.shape[-1])
+    gradient = np.broadcast_to(gradient[..., None, :], rows)
+    found = _core.attention_weights_backward(gradient, *arguments[:-1], None, _needs(RECEIVED, places), None)
+    return _by_place(RECEIVED, found)
+
+
+# --- merging: n outputs, n log-sum-exps, out
+
+
+def _merge_parts(arguments):
+    parts = len(arguments) // 2
+    return arguments[:parts], arguments[parts:-1]
+
+
+def _merge(arguments):
+    merged = _core.merge_attention(*_merge_parts(arguments), None)
+    return merged, ()
+
+
+def _merge_backward(arguments, needed, gradients, places):
+    output, lse = needed
+    found = attnpy.merge_attention_backward(
+        _or_zeros(gradients[0], output), *_merge_parts(arguments), output, lse, grad_lse=gradients[1]
+    )
+    gradients = [*found[0], *found[1]]
+    return {place: gradients[place] for place in places}
+
+
+# --- softmax: x, axis, where, (keepdims,) out
+
+
+def _softmax(arguments):
+    y = _core.softmax(*arguments)
+    return (y,), ()
+
+
+def _softmax_backward(arguments, needed, gradients, places):
+    _, axis, where, _ = arguments
+    return {0: attnpy.softmax_backward(gradients[0], needed[0], axis, where=where)}
+
+
+def _softmax_jvp(arguments, needed, tangents):
+    """The Jacobian is symmetric."""
+    return tuple(_softmax_backward(arguments, needed, (tangents[0],), (0,)).values())
+
+
+def _log_softmax(arguments):
+    y = _core.log_softmax(*arguments)
+    return (y,), ()
+
+
+def _log_softmax_backward(arguments, needed, gradients, places):
+    _, axis, where, _ = arguments
+    return {0: attnpy.log_softmax_backward(gradients[0], needed[0], axis, where=where)}
+
+
+def _logsumexp(arguments):
+    y = _core.logsumexp(*arguments)
+    return (y,), ()
+
+
+def _logsumexp_backward(arguments, needed, gradients, places):
+    x, axis, where, keepdims, _ = arguments
+    return {0: attnpy.logsumexp_backward(gradients[0], x, needed[0], axis, where=where, keepdims=keepdims)}
+
+
+SOFTMAX = ("x", "axis", "where", "out")
+RULES = {
+    "scaled_dot_product_attention": Rule(
+        ATTENTION, frozenset(GRADIENTS), _attention, _attention_backward, _attention_jvp
+    ),
+    "attention_weights": Rule(WEIGHTS, frozenset(GRADIENTS), _weights, _weights_backward, needs_results=False),
+    "attention_received": Rule(RECEIVED, frozenset(GRADIENTS), _received, _received_backward, needs_results=False),
+    "merge_attention": Rule(
+        ("outputs", "lses", "out"),
+        frozenset({"outputs", "lses"}),
+        _merge,
+        _merge_backward,
+        sequences=2,
+    ),
+    "softmax": Rule(SOFTMAX, frozenset({"x"}), _softmax, _softmax_backward, _softmax_jvp),
+    "log_softmax": Rule(SOFTMAX, frozenset({"x"}), _log_softmax, _log_softmax_backward),
+    "logsumexp": Rule((*SOFTMAX[:-1], "keepdims", "out"), frozenset({"x"}), _logsumexp, _logsumexp_backward),
+}
