@@ -27,8 +27,8 @@ SIGNATURES = {
     "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
     + OPTIONS
     + "rng=None, return_lse=False, enable_gqa=None, out=None)",
-    "scaled_dot_product_attention_jvp": "(query, key, value, query_tangent, key_tangent, value_tangent, *, attn_mask=None, "
-    "dropout_p=0.0, is_causal=False, "
+    "scaled_dot_product_attention_jvp": "(query, key, value, query_tangent, key_tangent, value_tangent, *, "
+    "attn_mask=None, dropout_p=0.0, is_causal=False, "
     + OPTIONS
     + "rng=None, bias_tangent=None, sinks_tangent=None, return_lse=False, out=None)",
     "attention_weights": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "rows=None, out=None)",

@@ -21,6 +21,7 @@
 #include "attention_stored.inc.h"
 #include "attention_decode.inc.h"
 #include "attention_run.inc.h"
+#include "attention_tangents.inc.h"
 #include "attention_jvp.inc.h"
 #include "attention_weights.inc.h"
 #include "attention_received.inc.h"

@@ -1,37 +1,20 @@
 /* attention_jvp.inc.h: attention and its derivative along a direction, in one pass over the keys.
  *
- * Beside the output O = sum e v of attention_forward.inc.h run T = sum e (dv + ds v) and the sum of e ds; all decay alike as the maximum moves. At the end
- * dO = (T - mu O) / sum e. Tasks are row blocks that share each pass over a key block, as there; no result depends on how work was cut. */
+ * Beside the output O = sum e v of attention_forward.inc.h run T = sum e (dv + (ds - c) v) and m = sum e (ds - c); all decay alike as the maximum moves.
+ * At the end mu = c + m / sum e and dO = (T - (mu - c) O) / sum e. The centre c of a row, its mean ds over the first key block that it sees, changes no
+ * sum but its rounding: what all ds of a row have in common is taken off before it is rounded with the products.
+ * Tasks are row blocks that share each pass over a key block, as there; no result depends on how work was cut. */
 #ifndef ATTN_JVP_NAMES
 #define ATTN_JVP_NAMES
-#define tangent_rows SUFFIX(tangent_rows)
-#define tangent_rows_bytes SUFFIX(tangent_rows_bytes)
-#define tangent_rows_load SUFFIX(tangent_rows_load)
-#define tangent_block SUFFIX(tangent_block)
-#define tangent_block_load SUFFIX(tangent_block_load)
-#define tangent_place SUFFIX(tangent_place)
-#define tangent_place_bytes SUFFIX(tangent_place_bytes)
-#define tangent_place_open SUFFIX(tangent_place_open)
-#define tangent_product SUFFIX(tangent_product)
-#define tangent_products SUFFIX(tangent_products)
-#define join_products SUFFIX(join_products)
-#define weigh_tangents SUFFIX(weigh_tangents)
-#define drop_tangents SUFFIX(drop_tangents)
 #define tangent_step SUFFIX(tangent_step)
 #define tangent_segment SUFFIX(tangent_segment)
 #define tangent_attend SUFFIX(tangent_attend)
 #define tangent_range SUFFIX(tangent_range)
+#define tangent_sinks SUFFIX(tangent_sinks)
 #define tangent_finish SUFFIX(tangent_finish)
 #define attention_jvp_plan SUFFIX(attention_jvp_plan)
 #define attention_jvp_run SUFFIX(attention_jvp_run)
 #define attn_attention_jvp_kernel SUFFIX(attn_attention_jvp)
-
-/* Whether the scores move at all; if not, only values and sinks do. */
-static inline bool
-attn_scores_move(const struct attn_attention_jvp *j)
-{
-    return j->query_tangent.data || j->key_tangent.data || j->bias_tangent.data;
-}
 
 static inline struct attn_forward_cut
 attn_jvp_cut(const struct attn_attention *a)
@@ -43,194 +26,6 @@ attn_jvp_cut(const struct attn_attention *a)
     return cut;
 }
 #endif
-
-/* A row block with what is summed for it. */
-struct tangent_rows {
-    struct row_block rows;
-    REAL mean[ATTN_BLOCK] __attribute__((aligned(64))); /* running sum of 2^(score - top) ds, the sink's included */
-    REAL query_abs;                                     /* sum of |query|, as that of row_block */
-    REAL *query, *output;                               /* query_tangent and T, as query and output of row_block */
-};
-
-/* A key block with its tangents, in place or loaded; NULL: absent. */
-struct tangent_block {
-    struct key_block block;
-    const REAL *key, *value;
-    int64_t key_row, value_row;
-    const char *key_data;
-    REAL key_abs;
-    enum attn_finite value_state;
-};
-
-/* What a thread needs beside its row blocks. */
-struct tangent_place {
-    struct workplace *w;
-    REAL *block;    /* of tangent_block_load */
-    REAL *first;    /* [64 keys][64 lanes]: dq . k, then ds, then e ds */
-    REAL *second;   /* q . dk */
-    REAL *additive; /* bias_tangent, [64 lanes][64 keys] */
-};
-
-ATTN_INLINE size_t
-tangent_rows_bytes(int64_t head_dim, int64_t value_dim)
-{
-    return attn_round_up(sizeof(struct tangent_rows)) + 2 * ((size_t)head_dim + (size_t)value_dim) * ATTN_BLOCK * sizeof(REAL);
-}
-
-ATTN_INLINE size_t
-tangent_place_bytes(int64_t head_dim, int64_t value_dim)
-{
-    return attn_round_up(sizeof(struct tangent_place)) + workplace_bytes(head_dim, value_dim) + key_block_bytes(head_dim, value_dim) +
-           3 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
-}
-
-ATTN_INLINE struct tangent_place *
-tangent_place_open(char *memory, int64_t head_dim, int64_t value_dim)
-{
-    struct tangent_place *p = (struct tangent_place *)memory;
-    memory += attn_round_up(sizeof *p);
-    p->w = workplace_open(memory, head_dim, value_dim);
-    memory += workplace_bytes(head_dim, value_dim);
-    p->block = (REAL *)memory;
-    p->first = (REAL *)(memory + key_block_bytes(head_dim, value_dim));
-    p->second = p->first + ATTN_BLOCK * ATTN_BLOCK;
-    p->additive = p->second + ATTN_BLOCK * ATTN_BLOCK;
-    return p;
-}
-
-/* A row block at `memory`, loaded, before any key. A sink that counts is in the sum as 1. */
-static void
-tangent_rows_load(const struct attn_attention_jvp *j, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging,
-                  char *memory)
-{
-    const struct attn_attention *a = &j->forward;
-    struct tangent_rows *r = (struct tangent_rows *)memory;
-    r->rows.query = (REAL *)(memory + attn_round_up(sizeof *r));
-    r->rows.output = r->rows.query + a->head_dim * ATTN_BLOCK;
-    r->query = r->rows.output + a->value_dim * ATTN_BLOCK;
-    r->output = r->query + a->head_dim * ATTN_BLOCK;
-    rows_load(a, layout, batch, kv_head, block, staging, &r->rows);
-    rows_start(a, batch, &r->rows, true);
-    if (j->query_tangent.data)
-        r->query_abs = rows_transposed(a, &j->query_tangent, batch, &r->rows, a->head_dim, query_factor_of(a), staging, r->query);
-    for (int lane = 0; lane < ATTN_BLOCK; lane++) {
-        bool counts = j->sinks_tangent.data && lane < r->rows.count && r->rows.sum[lane] != 0;
-        r->mean[lane] = counts ? *(const REAL *)scalar_at(a, &j->sinks_tangent, batch, r->rows.head[lane]) : 0;
-    }
-    memset(r->output, 0, (size_t)(a->value_dim * ATTN_BLOCK) * sizeof(REAL));
-}
-
-static void
-tangent_block_load(const struct attn_attention_jvp *j, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared,
-                   const struct tangent_place *p, struct tangent_block *b)
-{
-    const struct attn_attention *a = &j->forward;
-    const struct attn_tensor *key = &j->key_tangent, *value = &j->value_tangent;
-    key_block_load(a, batch, kv_head, first, keys, shared, p->w->block, &b->block);
-    b->key = b->value = NULL;
-    b->value_state = ATTN_UNKNOWN;
-    if (key->data) {
-        b->key_data = scalar_at(a, key, batch, kv_head) + first * key->row;
-        b->key = block_rows(key, b->key_data, keys, a->head_dim, shared, p->block, &b->key_row);
-        b->key_abs = sum_of_abs(b->key, b->key_row, keys, a->head_dim);
-    }
-    if (value->data) {
-        REAL *memory = p->block + ATTN_BLOCK * ((a->head_dim + LANES - 1) / LANES * LANES);
-        b->value = block_rows(value, scalar_at(a, value, batch, kv_head) + first * value->row, keys, a->value_dim, shared, memory, &b->value_row);
-    }
-}
-
-/* One product of queries and keys of a segment, in log2 units; `most` bounds every partial sum of it. What of finite rows overflows saturates. */
-static void
-tangent_product(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s,
-                const struct attn_tensor *queries, const struct attn_tensor *keys, const REAL *key, int64_t key_row, const char *key_data, REAL most)
-{
-    vreal ignored[GROUP_VECTORS];
-    for (int i = 0; i < s->nv; i++)
-        ignored[i] = (vreal){0};
-    group_scores(s->nv, s->query, s->width, key, key_row, a->head_dim, s->keys, NULL, 0, s->scores, ignored);
-    if (scales_scores(a))
-        scale_scores(score_factor(a), s);
-    if (!(most < REAL_MAX))
-        repair_scores(a, batch, rows, s, queries, keys, key_data);
-}
-
-/* first = (first + second) ln 2, times the slope of the softcap at the capped `scores`, where a tanh within rounding of 1 has none. second: NULL where
- * there is one product. */
-static void
-join_products(double softcap, const struct segment *s, REAL *first, const REAL *second)
-{
-    const vreal one = v_splat(1), unit = v_splat((REAL)LN2), to_tanh = v_splat(softcap != 0 ? (REAL)(LN2 / softcap) : 0);
-    const vreal flat = v_splat(8 * (REAL_BITS == 32 ? (REAL)0x1p-24 : (REAL)0x1p-53));
-    for (int t = 0; t < s->keys; t++)
-        for (int i = 0; i < s->nv; i++) {
-            int64_t at = t * s->width + i * LANES;
-            vreal x = v_load(first + at);
-            if (second)
-                x = saturating_sum(x, v_load(second + at));
-            if (softcap != 0) {
-                vreal tanh = v_load(s->scores + at) * to_tanh, slope = one - tanh * tanh;
-                x *= v_select(slope < flat, (vreal){0}, slope); /* NaN stays */
-            }
-            v_store(first + at, x * unit);
-        }
-}
-
-/* ds of a segment whose softcapped products are there, into `first`; in natural units. */
-static void
-tangent_products(const struct attn_attention_jvp *j, int64_t batch, const struct tangent_rows *r, const struct tangent_block *b,
-                 const struct tangent_place *p, const struct segment *s)
-{
-    const struct attn_attention *a = &j->forward;
-    int64_t place = s->scores - p->w->scores, key = p->w->from + s->from;
-    struct segment first = *s, second = *s;
-    first.scores = p->first + place;
-    second.scores = j->query_tangent.data ? p->second + place : first.scores;
-    first.query = r->query + (s->query - r->rows.query);
-    if (j->query_tangent.data)
-        tangent_product(a, batch, &r->rows, &first, &j->query_tangent, &a->key, b->block.key + key * b->block.key_row, b->block.key_row,
-                        b->block.key_data + key * a->key.row, r->query_abs * b->block.key_abs);
-    if (b->key)
-        tangent_product(a, batch, &r->rows, &second, &a->query, &j->key_tangent, b->key + key * b->key_row, b->key_row,
-                        b->key_data + key * j->key_tangent.row, r->rows.query_abs * b->key_abs);
-    if (j->query_tangent.data || b->key)
-        join_products(a->softcap, s, first.scores, j->query_tangent.data && b->key ? second.scores : NULL);
-    else
-        for (int t = 0; t < s->keys; t++)
-            for (int i = 0; i < s->nv; i++)
-                v_store(first.scores + t * s->width + i * LANES, (vreal){0});
-    if (j->bias_tangent.data)
-        add_tile(&first, p->additive);
-}
-
-/* ds becomes e ds, 0 where hidden; each lane's sum of them is added to `mean`. seen: word = key, or NULL. */
-static void
-weigh_tangents(const struct segment *s, const uint64_t *seen, REAL *tangents, REAL *mean)
-{
-    for (int i = 0; i < s->nv; i++) {
-        vreal sum[2] = {{0}, {0}}; /* over the even and the odd keys, as those of the weights */
-        for (int t = 0; t < s->keys; t++) {
-            int64_t at = t * s->width + i * LANES;
-            vreal x = v_load(s->scores + at) * v_load(tangents + at);
-            if (seen)
-                x = v_select(v_lane_bits(seen[s->from + t] >> (s->lane + i * LANES)), x, (vreal){0});
-            v_store(tangents + at, x);
-            sum[t % 2] += x;
-        }
-        v_store(mean + i * LANES, v_load(mean + i * LANES) + (sum[0] + sum[1]));
-    }
-}
-
-/* Dropped weights are 0 by now: e ds too. */
-static void
-drop_tangents(const struct segment *s, REAL *tangents)
-{
-    for (int t = 0; t < s->keys; t++)
-        for (int i = 0; i < s->nv; i++) {
-            int64_t at = t * s->width + i * LANES;
-            v_store(tangents + at, v_select(v_load(s->scores + at) == (vreal){0}, (vreal){0}, v_load(tangents + at)));
-        }
-}
 
 /* The maximum of a segment's lanes moves to `top`: sums so far decay, scores become weights. */
 static void
@@ -269,7 +64,7 @@ tangent_segment(const struct attn_attention_jvp *j, int64_t batch, struct tangen
         segment_terms(a, &r->rows, &b->block, w, s, top);
     tangent_step(r, s, top, decay);
     if (move)
-        weigh_tangents(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, tangents, r->mean + s->lane);
+        weigh_tangents(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, tangents, r->center + s->lane, r->mean + s->lane);
     if (a->dropout_p > 0) {
         drop_weights(a, batch, &r->rows, s->lane, s->nv, s->width, s->scores, b->block.first + w->from + s->from, s->keys);
         if (move)
@@ -328,12 +123,32 @@ tangent_range(const struct attn_attention_jvp *j, int64_t batch, int64_t kv_head
     return true;
 }
 
-/* mu, T - mu O, and all results of a row block stored. */
+/* The sinks' part of m, at the last maximum. */
+static void
+tangent_sinks(const struct attn_attention_jvp *j, int64_t batch, struct tangent_rows *r)
+{
+    const struct attn_attention *a = &j->forward;
+    for (int lane = 0; lane < r->rows.count; lane++) {
+        REAL sink = 0, counts = 0;
+        row_sink(a, batch, &r->rows, lane, &sink, &counts);
+        if (counts == 0)
+            continue;
+        vreal weight = v_exp2_weight(v_splat(sink - r->rows.top[lane]));
+        r->mean[lane] += weight[0] * (*(const REAL *)scalar_at(a, &j->sinks_tangent, batch, r->rows.head[lane]) - r->center[lane]);
+    }
+}
+
+/* mu, T - (mu - c) O, and all results of a row block stored. */
 static void
 tangent_finish(const struct attn_attention_jvp *j, int64_t batch, struct tangent_rows *r, struct workplace *w)
 {
     const struct attn_attention *a = &j->forward;
     REAL factor[ATTN_BLOCK];
+    for (int lane = 0; lane < ATTN_BLOCK; lane++)
+        if (r->center[lane] != r->center[lane])
+            r->center[lane] = 0;
+    if (j->sinks_tangent.data)
+        tangent_sinks(j, batch, r);
     row_factors(&r->rows, 1, factor);
     for (int lane = 0; lane < ATTN_BLOCK; lane += LANES)
         v_store(r->mean + lane, v_load(r->mean + lane) * v_loadu(factor + lane));
@@ -353,7 +168,7 @@ tangent_finish(const struct attn_attention_jvp *j, int64_t batch, struct tangent
         return;
     char *data = output_batch(a, &j->lse_tangent, batch);
     for (int lane = 0; lane < r->rows.count; lane++)
-        from_real(output_row(&j->lse_tangent, data, r->rows.head[lane], r->rows.out_row[lane]), r->mean[lane], j->lse_tangent.type,
+        from_real(output_row(&j->lse_tangent, data, r->rows.head[lane], r->rows.out_row[lane]), r->center[lane] + r->mean[lane], j->lse_tangent.type,
                   j->lse_tangent.swapped);
 }
 
