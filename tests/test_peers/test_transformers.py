@@ -48,7 +48,7 @@ def with_our_options(module, query, key, value, mask, scaling=None, softcap=None
     return attend(query, key, value, None, scaling, softcap, s_aux, is_causal=module.is_causal, window_size=window)
 
 
-for name, function in (("attnpy_mask", with_their_mask), ("attnpy", with_our_options)):
+for name, function in (("ours_by_mask", with_their_mask), ("ours_by_options", with_our_options)):
     transformers.AttentionInterface.register(name, function)
     masking_utils.AttentionMaskInterface.register(name, masking_utils.eager_mask)
 
@@ -91,7 +91,7 @@ def test_models_with_their_masks(name, length):
     for side, padding in paddings.items():
         wanted = hidden_states(made, "eager", ids, padding)
         assert_close(
-            hidden_states(made, "attnpy_mask", ids, padding), wanted, f"{name}, {length} tokens, padding {side}"
+            hidden_states(made, "ours_by_mask", ids, padding), wanted, f"{name}, {length} tokens, padding {side}"
         )
 
 
@@ -99,7 +99,9 @@ def test_models_with_their_masks(name, length):
 @pytest.mark.parametrize("length", [1, 9, 130])
 def test_models_with_our_options(name, length):
     made, ids = model(name), tokens(length)
-    assert_close(hidden_states(made, "attnpy", ids), hidden_states(made, "eager", ids), f"{name}, {length} tokens")
+    assert_close(
+        hidden_states(made, "ours_by_options", ids), hidden_states(made, "eager", ids), f"{name}, {length} tokens"
+    )
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -107,14 +109,14 @@ def test_generation_with_their_cache(name):
     """Prompt, then token by token over their cache: the offset follows from the lengths. The same tokens come out."""
     made, ids = model(name, "LMHeadModel" if name == "GPT2" else "ForCausalLM"), tokens(9)
     texts = {}
-    for implementation in ("eager", "attnpy"):
+    for implementation in ("eager", "ours_by_options"):
         made.set_attn_implementation(implementation)
         with torch.no_grad():
             texts[implementation] = made.generate(
                 ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None
             )
-    assert texts["attnpy"].shape == (2, 21)
-    torch.testing.assert_close(texts["attnpy"], texts["eager"], rtol=0, atol=0)
+    assert texts["ours_by_options"].shape == (2, 21)
+    torch.testing.assert_close(texts["ours_by_options"], texts["eager"], rtol=0, atol=0)
 
 
 def test_attention_weights_are_theirs():
@@ -151,8 +153,8 @@ def test_differs_windows_do_not_count_the_token_itself():
     """By design: window_size=(W, 0) sees W + 1 keys, their sliding_window=W sees W."""
     made, ids = model("Mistral"), tokens(9)
     wanted = hidden_states(made, "eager", ids)
-    assert_close(hidden_states(made, "attnpy", ids), wanted)
+    assert_close(hidden_states(made, "ours_by_options", ids), wanted)
     made.config.sliding_window = 5
     for layer in made.layers:
         layer.self_attn.sliding_window = 5
-    assert np.abs(hidden_states(made, "attnpy", ids) - wanted).max() > 0.01
+    assert np.abs(hidden_states(made, "ours_by_options", ids) - wanted).max() > 0.01
