@@ -7,6 +7,8 @@ import weakref
 
 import numpy as np
 import pytest
+from cases import ARRAY_FUNCTIONS, CASES, small_cases
+from laws import same_results
 from small import KEY, QUERY, VALUE, WANTED, Subclass, same, sdpa
 from test_engine_memory import blocks_after
 
@@ -210,3 +212,25 @@ def test_references_are_given_back(library):
         before = [sys.getrefcount(x) for x in arrays]
         assert blocks_after(action, 2000) < 500  # of errors, Python's free lists keep some 200
         assert [sys.getrefcount(x) for x in arrays] == before
+
+
+@pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
+def test_every_function_by_its_row(library, name):
+    """Each array in each case in a box: the call comes over whole, once, and its answer is what returns."""
+
+    class Boxed(type(library.box)):
+        def __init__(self, array):
+            self.array = array
+
+    library.answer = lambda name, arguments: getattr(_core, name)(
+        *[x.array if isinstance(x, Boxed) else x for x in arguments]
+    )
+    for shape, dtype, option in small_cases(name):
+        call = CASES[name].make(shape, dtype, option)
+        wanted = call()
+        for operand, array in call.arrays.items():
+            library.calls.clear()
+            same_results(call, call(**{operand: Boxed(array)}), wanted, f"{operand} in a box")
+            assert [handed for handed, _ in library.calls] == [name]
+        boxes = {operand: Boxed(array) for operand, array in call.arrays.items()}
+        same_results(call, call(**boxes), wanted, "everything in boxes")
