@@ -17,6 +17,7 @@ from ._attention import (
     merge_attention,
     scaled_dot_product_attention,
 )
+from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
@@ -30,6 +31,9 @@ __all__ = [  # noqa: RUF022, by family
     "attention_weights",
     "attention_received",
     "merge_attention",
+    "scaled_dot_product_attention_backward",
+    "attention_weights_backward",
+    "AttentionGradients",
     "DropoutKey",
     "dropout_key",
     "dropout_mask",

@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 import oracle
-from numerics import ORACLE_ERRS, Expected, tiny, unit, wider
+import oracle_backward
+from numerics import HALF, ORACLE_ERRS, Expected, tiny, unit, wider
 
 import attnpy
 
@@ -139,6 +140,112 @@ def attention_received(arguments):
     slack = 2 * unit(compute) * float(weights.sum(-2).max(initial=0))
     again = functools.partial(oracle.attention, np.float32, arguments)
     return [Expected("received", wanted, cap, plain, slack, lambda rng: again(rng).weights.sum(-2), L * tiny(compute))]
+
+
+def scaled_dot_product_attention_backward(arguments):
+    """Of the exact function of what was given, `output` and `lse` included.
+
+    P is off by kappa = 8 + 2 (E + 3) S_i + E |lse_i| of itself: the score is a chain over E with three more roundings,
+    taken at the inputs' and the exponential's scale, that may start at -lse_i; 8 for exp and the multiplications.
+    dP and delta are chains over D, the first of which may start at -delta: their difference is off by D + 3 of
+    B_ij + C_i, B = M sum_d |dO v|, C = sum_d |dO O| + |dlse|. From there see _gradients.
+    """
+    size = np.shape(arguments["query"])[-1], np.shape(arguments["value"])[-1]
+
+    def errors_of(p):
+        return 8 + 2 * (size[0] + 3) * p.reach + size[0] * p.lse, size[1] + 3
+
+    return _gradients("scaled_dot_product_attention_backward", arguments, errors_of)
+
+
+def attention_weights_backward(arguments):
+    """The log-sum-exp is made here, off by 8 + r_n + 2 (E + 3) S_i + |lse_i| (see the forward), and P by that besides;
+    delta is a sum of S terms, off by what P is and r_n of C_i = sum_j P |dP|; B = |dP|.
+    """
+    E, r_n = np.shape(arguments["query"])[-1], 64 + math.ceil(np.shape(arguments["key"])[-2] / 64)
+
+    def errors_of(p):
+        of_weights = 16 + r_n + 4 * (E + 3) * p.reach + (E + 1) * p.lse
+        return of_weights, of_weights + r_n
+
+    return _gradients("attention_weights_backward", arguments, errors_of)
+
+
+def _gradients(function, arguments, errors_of):
+    """kappa, lambda: units that P is off, as a share of itself, and dP - delta, of B + C. With W = P (B + C)
+
+    dS is off by u (kappa + lambda) W, and T = f dS with f = 1 - tanh^2 by u ((kappa + lambda) f + 4 +
+    2 (E + 3) f sum_d |scale q k| / softcap) W: the argument of tanh is off like a score, and 1 - t^2 cancels.
+    dV is off by sum_i M (errors of P) |dO|, dQ by |scale| sum_j (errors of T) |k|, dK likewise; what sums of n terms in
+    blocks of 64 add is u r sum |terms|, r = 64 + the number of blocks: of L / 64 rows in each head of a group (dV, dK),
+    S / 64 keys (dQ), times the places of an operand that broadcasts. A sink's share exp(sink - lse) is off by kappa +
+    |lse_i|, its delta by lambda C_i. Weights below 2^-126 may count as 0.
+    """
+    compute = attention_compute(arguments)
+    u, shape = unit(compute), np.shape
+    p = oracle_backward.pairs(wider(compute), arguments)
+    exact = oracle_backward.gradients(p, arguments)
+    if compute == np.float32:
+        reference = getattr(attnpy.reference, function)(**{k: v for k, v in arguments.items() if k != "out"})
+        exact = {name: getattr(reference, name) for name in exact}
+    small = _all_float32(arguments)
+    plain = oracle_backward.gradients(oracle_backward.pairs(np.float32, arguments), arguments) if small else {}
+    kappa, lambda_ = errors_of(p)
+    magnitudes = [_finite(x) for x in (p.weights, p.slope, p.dropped, p.share, p.scale)]
+    weights, slope, dropped, share, scale = magnitudes
+    both = np.where(p.visible, p.parts + p.delta_parts, 0.0)
+    softcap = arguments.get("softcap")
+    of_slope = 4 + 2 * (shape(arguments["query"])[-1] + 3) * slope * p.product / softcap if softcap else 0.0
+    sizes = p._replace(
+        query=_finite(p.query), key=_finite(p.key), distance=_finite(p.distance), scale=scale,
+        grad_output=None if p.grad_output is None else _finite(p.grad_output),
+    )  # fmt: skip
+
+    def summed(weights, off_dropped, off_score, off_product, off_share):
+        return oracle_backward.gradients(
+            sizes, arguments, off_dropped * dropped * weights, off_score * both * weights,
+            off_product * both * weights, off_share * p.delta_parts,
+        )  # fmt: skip
+
+    errors = summed(
+        weights, kappa, kappa + lambda_, (kappa + lambda_) * slope + of_slope, (kappa + p.lse + lambda_) * share
+    )
+    terms = summed(weights, 1.0, 1.0, slope, share)
+    lost = summed(np.where(p.visible, tiny(compute), 0.0), 1.0, 1.0, slope, tiny(compute) * (share > 0))
+    results = []
+    for name in exact:
+        cap = u * oracle_errs(compute) * (errors[name] + _steps(name, arguments) * terms[name])
+        numpy_has = plain.get(name) if np.asarray(arguments[name]).dtype.name not in HALF else None
+        slack = 2 * u * terms[name].max(initial=0)
+        results.append(Expected(name, exact[name], cap, numpy_has, slack, _again(name, arguments), lost[name]))
+    return results
+
+
+def _again(name, arguments):
+    """NumPy's float32 gradient, its sums in other orders."""
+    needed = {**arguments, "needs": (name,)}
+
+    def again(rng):
+        return oracle_backward.gradients(oracle_backward.pairs(np.float32, needed, rng), needed, rng=rng)[name]
+
+    return again
+
+
+def _steps(name, arguments):
+    """r: the roundings of the sums that end in an element of a gradient."""
+    batch, H, G, L, S, _ = oracle.sizes(**arguments)
+    shape = np.shape(arguments[name])
+    rows, keys, core = math.ceil(L / 64), math.ceil(S / 64), {"sinks": 1, "alibi_slopes": 1}.get(name, 3)
+    padded = (1,) * (len(batch) + core - len(shape)) + shape
+    places = math.prod(batch) // max(math.prod(padded[: len(batch)]), 1)
+    if name in ("query", "key", "value"):
+        return 64 + places * (keys if name == "query" else rows * max(H // max(G, 1), 1))
+    if name in oracle.ADDITIVE:
+        sums = [n for n, whole in zip(padded[-2:], (L, S), strict=True) if n != whole]
+        heads = H if padded[-3] == 1 else 1
+        blocks = (rows if padded[-2] == 1 else 1) * (keys if padded[-1] == 1 else 1)
+        return 64 * len(sums) + places * heads * blocks
+    return 64 + places * rows if name == "sinks" else 128 + places * rows * keys
 
 
 def merge_attention(arguments):

@@ -27,8 +27,15 @@ class Call:
     hidden: dict = field(default_factory=dict)
 
     def __call__(self, **changes):
-        """The results, always as a tuple."""
-        result = getattr(attnpy, self.function)(**{**self.arguments, **changes})
+        """The results, always as a tuple; of gradients those asked for, whose out= is a tuple here too."""
+        arguments = {**self.arguments, **changes}
+        out = arguments.get("out")
+        if "needs" in arguments and out is not None:
+            needed = [name for name in attnpy.AttentionGradients._fields if name in arguments["needs"]]
+            arguments["out"] = dict(zip(needed, out if isinstance(out, tuple) else (out,), strict=True))
+        result = getattr(attnpy, self.function)(**arguments)
+        if "needs" in arguments:
+            return tuple(x for x in result if x is not None)
         return result if isinstance(result, tuple) else (result,)
 
     def changed(self, label="", **changes):

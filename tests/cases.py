@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import refusals
 from calls import DTYPES, Call, Row, named
+from cases_backward import gradient_of
 from cases_softmax import softmax_backward, softmax_row
 
 import attnpy
@@ -205,6 +206,21 @@ def attention_hidden(arguments):
     return hidden
 
 
+# --- gradients of attention
+
+GRADIENT_SHAPES = [
+    *(size for size in ATTENTION_SHAPES if size.S < 1000),
+    Size((), 4, 2, 5, 131, 9, 6),
+    Size((), 2, 1, 67, 331, 5, 3),
+]
+GRADIENT_HEAVY = [
+    (Size((2,), 4, 2, 257, 257, 64, 64), "causal"),
+    (Size((), 2, 2, 193, 331, 33, 17), "together"),
+    (Size((), 1, 1, 1025, 513, 16, 16), "plain"),
+    (Size((3,), 2, 1, 129, 200, 8, 8), "broadcast"),
+]
+
+
 # --- merging and dropout
 
 MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
@@ -241,6 +257,12 @@ def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
     return Row(make, ATTENTION_SHAPES, ATTENTION_OPTIONS + options, heavy=heavy, batched=True, refused=refused)
 
 
+def gradient_row(function, options, refused):
+    forward, values = function.removesuffix("_backward"), ("value",) * (function[0] == "s")
+    make = gradient_of(function, _attention(forward, ("query", "key", *values)))
+    return Row(make, GRADIENT_SHAPES, ATTENTION_OPTIONS + options, heavy=GRADIENT_HEAVY, batched=True, refused=refused)
+
+
 CASES = {
     "scaled_dot_product_attention": attention_row(
         "scaled_dot_product_attention", ("query", "key", "value"), ("dropout",), refusals.FORWARD,
@@ -252,6 +274,11 @@ CASES = {
     ),
     "attention_weights": attention_row("attention_weights", ("query", "key"), ("rows",), refusals.WEIGHTS),
     "attention_received": attention_row("attention_received", ("query", "key"), (), refusals.RECEIVED),
+    "scaled_dot_product_attention_backward": gradient_row(
+        "scaled_dot_product_attention_backward", ("dropout",), refusals.BACKWARD
+    ),
+    "attention_weights_backward": gradient_row("attention_weights_backward", ("rows",), refusals.WEIGHTS_BACKWARD),
+    "AttentionGradients": Row(refused=refusals.GRADIENTS),
     "merge_attention": Row(
         _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
     ),

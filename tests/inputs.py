@@ -45,24 +45,78 @@ def check_call(name, arguments, note="", constructed=False):
     Inputs constructed so that rounding errors add up, or that float32 happens to hold exactly, meet the cap alone.
     """
     got = getattr(attnpy, name)(**arguments)
+    results = [x for x in got if x is not None] if isinstance(got, tuple) else [got]  # of gradients those asked for
     shown = {
         name: f"{np.asarray(x).dtype}{np.shape(x)}" if np.ndim(x) else x
         for name, x in arguments.items()
         if x is not None
     }
     label = ", ".join([note, *(f"{name} {x}" for name, x in shown.items())])
-    clean = {name: finite(x) if name in ("query", "key", "value") else x for name, x in arguments.items()}
+    clean = {name: finite(x) if name in DATA else x for name, x in arguments.items() if x is not None}
     expected = getattr(bounds, name)(clean)
-    for result, wanted in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
+    for result, wanted in zip(results, expected, strict=True):
         if constructed:
             wanted = wanted._replace(plain=None)
         numerics.assert_accurate(name, result, wanted, label, ratchet=not constructed)
     return got
 
 
+DATA = ("query", "key", "value", "grad_output", "output", "grad_weights")
+
+
 def finite(x):
     x = np.asarray(x)
     return np.where(np.isfinite(x), x, np.zeros((), x.dtype))
+
+
+GRADIENTS = attnpy.AttentionGradients._fields[:-1]
+
+
+def backward_of(query, key, value, *, random, grad_lse=True, needs=None, **options):
+    """The arguments of the backward function: those of a forward, what it returns, and random gradients of that."""
+    output, lse = attnpy.scaled_dot_product_attention(query, key, value, **options, return_lse=True)
+    given = {"query": query, "key": key, "value": value, **options}
+    given |= {"grad_output": random.standard_normal(output.shape).astype(output.dtype), "output": output, "lse": lse}
+    if grad_lse:
+        given["grad_lse"] = random.standard_normal(lse.shape).astype(lse.dtype)
+    return given | {"needs": differentiable(given) if needs is None else needs}
+
+
+def differentiable(given):
+    """The operands that have a gradient."""
+    return tuple(name for name in GRADIENTS if name in given and np.asarray(given[name]).dtype != bool)
+
+
+def check_gradients(query, key, value, *, random, note="", constructed=False, **options):
+    """All gradients of a call, held to the accuracy rule."""
+    arguments = backward_of(query, key, value, random=random, **options)
+    return check_call("scaled_dot_product_attention_backward", arguments, note, constructed)
+
+
+def assert_central_differences(loss, gradient, arguments, name, cap, note):
+    """The gradient of `loss` by one operand, against (f(x + h) - f(x - h)) / 2h for two h, extrapolated to h = 0.
+
+    The error of the difference is c h^2 + O(h^4), so that a third of what the two differ by is the larger one's error
+    but for the rest; twice as much is allowed, and what rounding loss to `cap` of it makes at the smaller h.
+    """
+    x, h = np.asarray(arguments[name]), 2.0**-10
+    for place in np.ndindex(x.shape):
+        if not np.isfinite(x[place]):
+            assert gradient[place] == 0, f"{note}: {name}{list(place)} is hidden and has a gradient"
+            continue
+        slopes = []
+        for step in (h, h / 2):
+            both = []
+            for moved in (x[place] + step, x[place] - step):
+                other = x.copy()
+                other[place] = moved
+                both.append(loss(**{**arguments, name: other}))
+            slopes.append((both[0] - both[1]) / (2 * step))
+        wanted = (4 * slopes[1] - slopes[0]) / 3
+        allowed = abs(slopes[1] - slopes[0]) * 2 / 3 + 4 * cap / h
+        assert abs(gradient[place] - wanted) <= allowed, (
+            f"{note}: {name}{list(place)}: gradient {gradient[place]!r}, difference {wanted!r}, {allowed:.2g} allowed"
+        )
 
 
 def some_kept(rng, shape, share=0.7):

@@ -257,8 +257,10 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
-    if name in ("query", "key", "value", "attn_mask", "bias"):
+    if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights"):
         return 3
+    if name in ("lse", "grad_lse"):
+        return 2
     if name in ("alibi_slopes", "sinks"):
         return 1
     if name in ("x", "where"):
@@ -291,7 +293,7 @@ def refused(function, refusal, attempt):
 
 def _arrays(arguments):
     for name, x in arguments.items():
-        for n, one in enumerate(x if isinstance(x, tuple | list) else [x]):
+        for n, one in enumerate(x if isinstance(x, tuple | list) else x.values() if isinstance(x, dict) else [x]):
             if isinstance(one, np.ndarray) and one.dtype != object:
                 yield f"{name}[{n}]", one
 

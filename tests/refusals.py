@@ -203,6 +203,70 @@ WEIGHTS = of(
     ({"rows": [[0]]}, ValueError, "rows"),
 )
 RECEIVED = of({"query": Q, "key": K}, *SCORES, *_out(2, 4, 7))
+ROOM = np.zeros(2 * 4 * 6 * 5 + 2 * 2 * 7 * 5 - 1, np.float32)  # for two gradients but one element
+DO, LSE = ones(2, 4, 6, 3), ones(2, 4, 6)
+NEEDS = [
+    ({"needs": "query"}, TypeError, "needs"),
+    ({"needs": None}, TypeError, "needs"),
+    ({"needs": 5}, TypeError, "needs"),
+    ({"needs": (0,)}, TypeError, "needs"),
+    ({"needs": ("query", "keys")}, ValueError, "needs.*'keys'"),
+    ({"needs": ("grad_output",)}, ValueError, "needs"),
+    ({"needs": ("query", "key", "query")}, ValueError, "needs.*'query' twice"),
+    ({"needs": ("bias",)}, ValueError, "needs.*bias"),
+    ({"needs": ("sinks",)}, ValueError, "needs.*sinks"),
+    ({"needs": ("attn_mask",)}, ValueError, "needs.*attn_mask"),
+    ({"needs": ("attn_mask",), "attn_mask": ones(6, 7, dtype=bool)}, ValueError, "attn_mask.*bool"),
+    ({"needs": ("relative_bias",)}, ValueError, "relative_bias"),
+    ({"out": ones(2, 4, 6, 5)}, TypeError, "out.*mapping"),
+    ({"out": (ones(2, 4, 6, 5),)}, TypeError, "out.*mapping"),
+    ({"out": {"query": ones(2, 4, 6, 5), "bias": ones(6, 7)}}, ValueError, "out.*'bias'"),
+    ({"needs": ("key",), "out": {"query": ones(2, 4, 6, 5)}}, ValueError, "out.*'query'"),
+    ({"out": {"key": ones(2, 4, 7, 5)}}, ValueError, "out|key"),
+    ({"out": {"key": ones(2, 2, 7, 5, dtype=np.float64)}}, TypeError, "out|key"),
+    ({"out": {"key": ones(2, 2, 7, 5).tolist()}}, TypeError, "out|key"),
+    ({"out": {"key": _read_only(2, 2, 7, 5)}}, ValueError, "out|key"),
+    ({"out": {"key": _overlapping(2, 2, 7, 5)}}, ValueError, "out|key"),
+    ({"out": {"query": ROOM[:240].reshape(2, 4, 6, 5), "key": ROOM[239:].reshape(2, 2, 7, 5)}}, ValueError, "out"),
+]
+BACKWARD = of(
+    {"grad_output": DO, "query": Q, "key": K, "value": V, "output": DO, "lse": LSE},
+    *SCORES,
+    *_typed("value", V),
+    *_typed("grad_output", DO),
+    *_typed("output", DO),
+    *_typed("lse", LSE),
+    *NEEDS,
+    ({"grad_output": ones(2, 4, 6, 5)}, ValueError, "grad_output"),
+    ({"grad_output": ones(2, 4, 5, 3)}, ValueError, "grad_output"),
+    ({"grad_output": ones(3, 4, 6, 3)}, ValueError, "grad_output"),
+    ({"output": ones(2, 4, 6, 4)}, ValueError, "output"),
+    ({"output": ones(2, 3, 6, 3)}, ValueError, "output"),
+    ({"lse": ones(2, 4, 5)}, ValueError, "lse"),
+    ({"lse": ones(2, 4, 6, 1)}, ValueError, "lse"),
+    ({"grad_lse": ones(2, 4, 7)}, ValueError, "grad_lse"),
+    ({"grad_lse": ones(2, 4, 6, dtype=complex)}, TypeError, "grad_lse"),
+    ({"value": ones(2, 2, 8, 3)}, ValueError, "value"),
+    ({"dropout_p": 1.0, "rng": KEY}, ValueError, "dropout_p"),
+    ({"dropout_p": "half", "rng": KEY}, TypeError, "dropout_p"),
+    ({"dropout_p": 0.5}, ValueError, "rng"),
+    ({"dropout_p": 0.5, "rng": 5}, TypeError, "rng.*DropoutKey"),
+    ({"dropout_p": 0.5, "rng": np.random.default_rng(0)}, TypeError, "rng.*a Generator.*DropoutKey"),
+    ({"rng": np.random.default_rng(0)}, TypeError, "rng.*a Generator.*DropoutKey"),
+)
+WEIGHTS_BACKWARD = of(
+    {"grad_weights": ones(2, 4, 6, 7), "query": Q, "key": K},
+    *SCORES,
+    *_typed("grad_weights", ones(2, 4, 6, 7)),
+    *NEEDS,
+    ({"needs": ("value",)}, ValueError, "needs.*value"),
+    ({"grad_weights": ones(2, 4, 6, 6)}, ValueError, "grad_weights"),
+    ({"grad_weights": ones(2, 3, 6, 7)}, ValueError, "grad_weights"),
+    ({"rows": [0, 1]}, ValueError, "grad_weights|rows"),
+    ({"rows": [0, 1, 2, 3, 4, 6]}, (IndexError, ValueError), "rows"),
+    ({"rows": [0.5] * 6}, (IndexError, TypeError), "rows"),
+)
+GRADIENTS = of({}, ({"gradient": 1}, TypeError, "gradient"))
 PARTS, LSES = ones(3, 2, 5, 4), ones(3, 2, 5)
 MERGE = of(
     {"outputs": PARTS, "lses": LSES},

@@ -26,6 +26,7 @@ ATTENTION = (
     "attention_weights",
     "attention_received",
 )
+GRADIENTS = ("scaled_dot_product_attention_backward", "attention_weights_backward")
 
 
 def every_small_case(names=ARRAY_FUNCTIONS, dtype=None):
@@ -235,7 +236,9 @@ def test_batch_position(name, dtype):
             if not fits(name, shape, option) or option in ("dropout", "rows", "first_axis", "two_axes", "broadcast"):
                 continue
             call = made(name, shape, dtype, option)
-            batch_ndim = len(shape.batch) if name in ATTENTION else len(shape) - 1
+            if name in GRADIENTS:  # those of operands that broadcast over the batch are sums over it
+                call = call.changed(needs=("query", "key", "value")[: 3 if "value" in call.arguments else 2])
+            batch_ndim = len(shape.batch) if name in (*ATTENTION, *GRADIENTS) else len(shape) - 1
             laws.batch_elements(call, batch_ndim)
 
 

@@ -11,11 +11,7 @@ from ._attention import (
     merge_attention,
     scaled_dot_product_attention,
 )
-from ._attention_backward import (  # noqa: F401
-    AttentionGradients,
-    attention_weights_backward,
-    scaled_dot_product_attention_backward,
-)
+from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
@@ -25,6 +21,9 @@ __all__ = [  # noqa: RUF022, by family
     "attention_weights",
     "attention_received",
     "merge_attention",
+    "scaled_dot_product_attention_backward",
+    "attention_weights_backward",
+    "AttentionGradients",
     "dropout_mask",
     "scaled_dot_product_attention_jvp",
     "softmax",
