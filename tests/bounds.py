@@ -179,7 +179,8 @@ def _gradients(function, arguments, errors_of):
     dV is off by sum_i M (errors of P) |dO|, dQ by |scale| sum_j (errors of T) |k|, dK likewise; what sums of n terms in
     blocks of 64 add is u r sum |terms|, r = 64 + the number of blocks: of L / 64 rows in each head of a group (dV, dK),
     S / 64 keys (dQ), times the places of an operand that broadcasts. A sink's share exp(sink - lse) is off by kappa +
-    |lse_i|, its delta by lambda C_i. Weights below 2^-126 may count as 0.
+    |lse_i|, its delta by lambda C_i. Weights below 2^-126 may count as 0. Beside NumPy's formula: a log-sum-exp that is
+    rounded to u |lse| leaves the weights uncertain by as much, which NumPy may be lucky not to show.
     """
     compute = attention_compute(arguments)
     u, shape = unit(compute), np.shape
@@ -211,12 +212,13 @@ def _gradients(function, arguments, errors_of):
         weights, kappa, kappa + lambda_, (kappa + lambda_) * slope + of_slope, (kappa + p.lse + lambda_) * share
     )
     terms = summed(weights, 1.0, 1.0, slope, share)
+    rounded = summed((1 + p.lse) * weights, 1.0, 1.0, slope, (1 + p.lse) * share)
     lost = summed(np.where(p.visible, tiny(compute), 0.0), 1.0, 1.0, slope, tiny(compute) * (share > 0))
     results = []
     for name in exact:
         cap = u * oracle_errs(compute) * (errors[name] + _steps(name, arguments) * terms[name])
         numpy_has = plain.get(name) if np.asarray(arguments[name]).dtype.name not in HALF else None
-        slack = 2 * u * terms[name].max(initial=0)
+        slack = 2 * u * rounded[name].max(initial=0)
         results.append(Expected(name, exact[name], cap, numpy_has, slack, _again(name, arguments), lost[name]))
     return results
 

@@ -198,7 +198,7 @@ def test_shared_heads(heads):
         np.testing.assert_allclose(got.query, many.query, rtol=0, atol=2000 * UNIT)
         for ours, theirs in ((got.key, many.key), (got.value, many.value)):
             summed = theirs.reshape(2, G, H // G, S, -1).sum(2)
-            np.testing.assert_allclose(ours, summed, rtol=0, atol=6000 * UNIT * H // G)
+            np.testing.assert_allclose(ours, summed, rtol=0, atol=6000 * UNIT * (H // G))
 
 
 def test_empty_axes():

@@ -132,7 +132,7 @@ def attention_weights_backward(
     )  # fmt: skip
     (*_, L, S), chosen = visible.shape, np.arange(visible.shape[-2])
     if rows is not None:
-        chosen = _rows(rows, L) % max(L, 1)
+        chosen = _rows(rows, L)
         counted = counted & np.isin(np.arange(L), chosen)[:, None]
         visible = visible & counted
     grad_weights = _of_rows("grad_weights", grad_weights, (*visible.shape[:-2], len(chosen), S))
