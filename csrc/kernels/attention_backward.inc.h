@@ -74,7 +74,7 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
     if (cut->prepares)
         kept_statistics(p, shared.statistics);
     else
-        row_statistics(b, batch, p, live);
+        row_statistics(b, batch, p, live, live);
     for (int n = 0; first + n * step < end; n++) {
         if (attn_stopped(a->call.stop))
             return false;

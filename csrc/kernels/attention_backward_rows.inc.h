@@ -122,7 +122,7 @@ query_is_finite(struct backward_place *p)
     return rows_are_finite(p->query, p->query_pitch, p->rows->count, &p->query_state);
 }
 
-/* dO . O - dlse of one row. */
+/* dO . O - dlse of one row; grad NULL: - dlse. */
 static REAL
 row_delta(const struct attn_attention_backward *b, int64_t batch, const struct row_block *rows, int lane, const REAL *grad, REAL *staging)
 {
@@ -130,19 +130,22 @@ row_delta(const struct attn_attention_backward *b, int64_t batch, const struct r
     const struct attn_tensor *output = &a->output, *grad_lse = &b->grad_lse;
     int64_t n = a->value_dim, i = rows->index[lane];
     vreal sum = {0};
-    load_row(staging, scalar_at(a, output, batch, rows->head[lane]) + i * output->row, output->column, n, output->type, output->swapped);
-    memset(staging + n, 0, (size_t)(whole_vectors(n) - n) * sizeof(REAL));
-    for (int64_t c = 0; c < n; c += LANES)
-        sum += v_load(grad + c) * v_load(staging + c);
+    if (grad) {
+        load_row(staging, scalar_at(a, output, batch, rows->head[lane]) + i * output->row, output->column, n, output->type, output->swapped);
+        memset(staging + n, 0, (size_t)(whole_vectors(n) - n) * sizeof(REAL));
+        for (int64_t c = 0; c < n; c += LANES)
+            sum += v_load(grad + c) * v_load(staging + c);
+    }
     REAL delta = v_sum(sum);
     if (grad_lse->data)
         delta -= to_real(scalar_at(a, grad_lse, batch, rows->head[lane]) + i * grad_lse->row, grad_lse->type, grad_lse->swapped);
     return delta;
 }
 
-/* The log-sum-exps in log2 units, and delta, of the `live` lanes of a loaded row block; both 0 in the others. */
+/* The log-sum-exps in log2 units, and delta, of the `live` lanes of a loaded row block; both 0 in the others. Rows that see no key have an output of
+ * 0 whatever is stored there: their delta is - dlse. */
 static void
-row_statistics(const struct attn_attention_backward *b, int64_t batch, struct backward_place *p, uint64_t live)
+row_statistics(const struct attn_attention_backward *b, int64_t batch, struct backward_place *p, uint64_t live, uint64_t sees)
 {
     const struct attn_attention *a = &b->forward;
     const struct attn_tensor *lse = &a->lse;
@@ -153,7 +156,7 @@ row_statistics(const struct attn_attention_backward *b, int64_t batch, struct ba
             continue;
         REAL x = to_real(scalar_at(a, lse, batch, p->rows->head[lane]) + p->rows->index[lane] * lse->row, lse->type, lse->swapped);
         p->base[lane] = x == -REAL_INFINITY ? 0 : in_log2_units(x);
-        p->delta[lane] = row_delta(b, batch, p->rows, lane, p->grad + lane * p->value_pitch, p->w->staging);
+        p->delta[lane] = row_delta(b, batch, p->rows, lane, sees >> lane & 1 ? p->grad + lane * p->value_pitch : NULL, p->w->staging);
     }
 }
 

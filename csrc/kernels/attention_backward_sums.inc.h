@@ -10,6 +10,8 @@
 #define add_given SUFFIX(add_given)
 #define prepare_segment SUFFIX(prepare_segment)
 #define prepare_weights SUFFIX(prepare_weights)
+#define seeing_lanes SUFFIX(seeing_lanes)
+#define given_statistics SUFFIX(given_statistics)
 #define prepare_rows SUFFIX(prepare_rows)
 #define sink_shares SUFFIX(sink_shares)
 #define finish_rows SUFFIX(finish_rows)
@@ -140,6 +142,35 @@ prepare_weights(const struct attn_attention_backward *b, int64_t batch, int64_t 
     }
 }
 
+/* Lanes that see some key: a dense mask or bias may leave less than the ranges do. */
+static uint64_t
+seeing_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, struct workplace *w)
+{
+    uint64_t live = live_lanes(rows), sees = 0;
+    int64_t step = attn_block_keys(a);
+    if (!a->attn_mask.data && !a->bias.data)
+        return live;
+    for (int64_t key = rows->any_first / step * step; key < rows->any_end && (sees & live) != live; key += step) {
+        struct key_block block = {.first = key, .keys = (int)attn_min(step, a->key_length - key)};
+        enum attn_sight sight = tile_sight(a, batch, rows, &block, false, w);
+        for (int lane = 0; lane < rows->count && sight == ATTN_PARTIAL; lane++)
+            sees |= (uint64_t)(w->seen[lane] != 0) << lane;
+        if (sight == ATTN_FULL)
+            return live;
+    }
+    return sees & live;
+}
+
+/* scaled_dot_product_attention_backward: log-sum-exps and deltas of a row block. */
+static void
+given_statistics(const struct attn_attention_backward *b, int64_t batch, struct backward_place *p)
+{
+    const struct attn_attention *a = &b->forward;
+    uint64_t sees = b->grad_sinks.data ? seeing_lanes(a, batch, p->rows, p->w) : live_lanes(p->rows);
+    copy_rows(a, &b->gradient, batch, p->rows, sees, a->value_dim, p->grad);
+    row_statistics(b, batch, p, p->rows->valid, sees);
+}
+
 /* Log-sum-exps and deltas of a row block, where several tasks need them or they have to be computed from the scores. */
 static void
 prepare_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number, void *scratch)
@@ -152,10 +183,8 @@ prepare_rows(const struct attn_attention_backward *b, const struct attn_backward
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->of_weights)
         prepare_weights(b, batch, head, p);
-    else {
-        copy_rows(a, &b->gradient, batch, p->rows, p->rows->valid, a->value_dim, p->grad);
-        row_statistics(b, batch, p, p->rows->valid);
-    }
+    else
+        given_statistics(b, batch, p);
     memcpy(statistics, p->base, sizeof p->base);
     memcpy(statistics + ATTN_BLOCK, p->delta, sizeof p->delta);
 }
@@ -185,10 +214,8 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
     if (b->grad_sinks.data) {
         if (cut->prepares)
             kept_statistics(p, shared.statistics);
-        else {
-            copy_rows(a, &b->gradient, batch, p->rows, p->rows->valid, a->value_dim, p->grad);
-            row_statistics(b, batch, p, p->rows->valid);
-        }
+        else
+            given_statistics(b, batch, p);
         sink_shares(b, batch, p, shared.sinks);
     }
     if (rows_are_visited(p->rows))
