@@ -32,6 +32,15 @@ SIGNATURES = {
     + OPTIONS
     + "rng=None, bias_tangent=None, sinks_tangent=None, return_lse=False, out=None)",
     "attention_weights": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "rows=None, out=None)",
+    "scaled_dot_product_attention_backward": "(grad_output, query, key, value, output, lse, *, attn_mask=None, "
+    + "dropout_p=0.0, is_causal=False, "
+    + OPTIONS
+    + "rng=None, grad_lse=None, needs=('query', 'key', 'value'), out=None)",
+    "attention_weights_backward": "(grad_weights, query, key, *, attn_mask=None, is_causal=False, "
+    + OPTIONS
+    + "rows=None, needs=('query', 'key'), out=None)",
+    "AttentionGradients": "(query=None, key=None, value=None, attn_mask=None, bias=None, sinks=None, "
+    + "alibi_slopes=None, relative_bias=None)",
     "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
     "dropout_key": "(rng)",

@@ -149,7 +149,7 @@ backward_run(const void *arguments, int phase, int64_t task, void *scratch)
     const struct attn_attention_backward *b = arguments;
     const struct attn_attention *a = &b->forward;
     struct attn_backward_cut cut = attn_backward_cut(b);
-    int64_t blocks = cut.layout.blocks, batch = task / attn_max(blocks * cut.heads, 1), head = task / attn_max(blocks, 1) % cut.heads;
+    int64_t blocks = cut.layout.blocks, batch = task / attn_max(blocks * cut.heads, 1), head = task / attn_max(blocks, 1) % attn_max(cut.heads, 1);
     if (phase == ATTN_CHUNKS) {
         int64_t first = task / (cut.chunks * a->call.threads) * a->call.threads, together = attn_min(a->call.threads, cut.units - first);
         int64_t rest = task - first * cut.chunks;

@@ -66,7 +66,8 @@ static inline struct attn_backward_cut
 attn_backward_cut(const struct attn_attention_backward *b)
 {
     const struct attn_attention *a = &b->forward;
-    struct attn_backward_cut cut = {.layout = attn_row_layout(a, a->row_count), .heads = a->heads / a->group, .units = 1, .inner = 1, .shared = 1};
+    struct attn_backward_cut cut = {
+        .layout = attn_row_layout(a, a->row_count), .heads = a->heads / attn_max(a->group, 1), .units = 1, .inner = 1, .shared = 1};
     for (int rank = 0; rank < 3; rank++)
         for (int axis = 0; axis <= a->batch_ndim; axis++) {
             int64_t size = axis == a->batch_ndim ? cut.heads : a->batch_shape[axis];
