@@ -115,9 +115,10 @@ bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_att
     }
     b->query_accumulates = b->forward.rows.data || query_broadcasts(e, b);
     e->results = GRADIENTS;
+    bool nothing = b->forward.batch == 0 || b->forward.heads == 0; /* operands that have no such axis still get their zeros */
     for (int i = 0; i < GRADIENTS; i++) {
         struct attn_tensor *tensor = (struct attn_tensor *)((char *)b + e->function->outputs[i].tensor);
-        bool accumulated = i == QUERY ? b->query_accumulates : i >= MASK;
+        bool accumulated = nothing || (i == QUERY ? b->query_accumulates : i >= MASK);
         tensor->data = NULL;
         if (wanted[i] && !engine_gradient(e, i, operand_named(e->function, e->function->outputs[i].name),
                                           out == Py_None ? out : PyTuple_GetItem(out, i), accumulated, b))

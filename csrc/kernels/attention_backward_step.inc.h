@@ -250,6 +250,8 @@ backward_tile(const struct attn_attention_backward *b, int64_t batch, struct bac
         for (struct segment s = {0}; next_segment(p->rows, w, a->head_dim, &s);) {
             s.slopes = p->slopes + (s.scores - w->scores);
             slope_gradients(&s, p->gradients + (s.scores - w->scores));
+            if (w->sight == ATTN_PARTIAL) /* a hidden slope may be NaN */
+                hide_gradients(&s, w->seen, p->gradients + (s.scores - w->scores));
         }
     return true;
 }
