@@ -23,6 +23,11 @@ class AttentionGradients(NamedTuple):
     query, key, value, attn_mask, bias, sinks, alibi_slopes, relative_bias : ndarray, optional
         Each of the shape and dtype of its operand.
 
+    Raises
+    ------
+    TypeError
+        If a field is named that there is not.
+
     See Also
     --------
     scaled_dot_product_attention_backward, attention_weights_backward

@@ -93,6 +93,14 @@ def check_gradients(query, key, value, *, random, note="", constructed=False, **
     return check_call("scaled_dot_product_attention_backward", arguments, note, constructed)
 
 
+def assert_same_gradients(got, wanted, note=""):
+    """The same fields with the same bits."""
+    for name, ours, theirs in zip(got._fields, got, wanted, strict=True):
+        assert (ours is None) == (theirs is None), f"{note}: {name}"
+        if ours is not None:
+            numerics.same_bits(ours, theirs, f"{note}: {name}")
+
+
 def assert_central_differences(loss, gradient, arguments, name, cap, note):
     """The gradient of `loss` by one operand, against (f(x + h) - f(x - h)) / 2h for two h, extrapolated to h = 0.
 

@@ -9,6 +9,7 @@ from inputs import (
     OPTIONS,
     TYPES,
     assert_central_differences,
+    assert_same_gradients,
     check_call,
     differentiable,
     operands,
@@ -31,13 +32,6 @@ def backward_of(query, key, *, random, **options):
     given = {"query": query, "key": key, **options}
     return {"grad_weights": random.standard_normal(weights.shape).astype(weights.dtype), **given,
             "needs": differentiable(given)}  # fmt: skip
-
-
-def assert_same(got, wanted, note=""):
-    for name, ours, theirs in zip(got._fields, got, wanted, strict=True):
-        assert (ours is None) == (theirs is None), f"{note}: {name}"
-        if ours is not None:
-            numerics.same_bits(ours, theirs, f"{note}: {name}")
 
 
 def test_two_keys_by_hand():
@@ -180,7 +174,7 @@ def test_hidden_places_may_hold_anything(bad, dtype):
     dirty["query"][~visible.any(-1)] = bad
     dirty["key"][~visible.any(-2)] = bad
     dirty["bias"][~visible.any(1, keepdims=True)] = bad
-    assert_same(backward(**arguments | dirty), wanted)
+    assert_same_gradients(backward(**arguments | dirty), wanted)
 
 
 @pytest.mark.parametrize("level", [-120.0, 300.0])
@@ -202,7 +196,7 @@ def test_needs_and_threads_change_no_bit():
         wanted = backward(**arguments, needs=names)
     for threads in (1, 2, 4):
         with attnpy.num_threads(threads):
-            assert_same(backward(**arguments, needs=names), wanted, f"{threads} threads")
+            assert_same_gradients(backward(**arguments, needs=names), wanted, f"{threads} threads")
             for name in names:
                 got = backward(**arguments, needs=[name])
                 numerics.same_bits(getattr(got, name), getattr(wanted, name), f"{threads} threads, {name} only")

@@ -21,7 +21,7 @@ from ._attention import (
 
 
 class AttentionGradients(typing.NamedTuple):
-    """The gradient of each operand, of its shape; None where it was not asked for."""
+    """The gradient dX = df/dX of each operand X, of its shape, such as (..., H, L, E); None where not asked for."""
 
     query: np.ndarray | None = None
     key: np.ndarray | None = None
