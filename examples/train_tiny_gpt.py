@@ -1,0 +1,174 @@
+"""Trains a small GPT on Alice in Wonderland, character by character: attnpy, NumPy and autograd. `make train`."""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+import attnpy
+import tiny_gpt
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = 20  # steps that are run again, beside PyTorch
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    text = Text(options.text.read_text(encoding="utf-8"), tiny_gpt.Shape.length)
+    shape = tiny_gpt.Shape(alphabet=len(text.alphabet))
+    weights = tiny_gpt.initial_weights(shape, np.random.default_rng(options.seed))
+    print(
+        f"text     {options.text.name}, {len(text.ids):,} characters, {shape.alphabet} different ones; the last tenth is held out"
+    )
+    print(
+        f"model    {shape.layers} layers of {shape.heads} heads, {sum(w.size for w in weights.values()):,} weights in float32"
+    )
+    print(
+        f"batch    {options.batch} pieces of {shape.length} characters, {options.threads} threads, seed {options.seed}"
+    )
+    # Each thread has a part of the batch; BLAS threads on top of that would wait for one another, spinning.
+    with threadpool_limits(1, "blas"), attnpy.num_threads(max(1, options.threads // tiny_gpt.PARTS)):
+        trainer = tiny_gpt.Trainer(weights, shape, options.threads)
+        losses, held_out = train(trainer, text, options)
+        draw(losses, held_out, options.picture)
+        if options.twin:
+            compare(weights, shape, text, options, losses)
+        print("sample")
+        print(sample(trainer.weights, shape, text, options))
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--batch", type=int, default=16, help=f"pieces of text in a step, a multiple of {tiny_gpt.PARTS}"
+    )
+    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=attnpy.get_num_threads(), help="the result does not depend on them"
+    )
+    parser.add_argument("--text", type=Path, default=ROOT / "examples" / "data" / "alice.txt")
+    parser.add_argument(
+        "--picture", type=Path, default=ROOT / "build" / "tiny_gpt.png", help="where to draw the losses"
+    )
+    parser.add_argument("--no-twin", dest="twin", action="store_false", help="do not compare with PyTorch")
+    return parser.parse_args(arguments)
+
+
+class Text:
+    """A text in numbers; its last tenth is held out."""
+
+    def __init__(self, text, length):
+        self.alphabet = sorted(set(text))
+        self.ids = self.numbers(text)
+        self.length = length
+        self.seen, self.held_out = np.split(self.ids, [len(text) * 9 // 10])
+
+    def numbers(self, text):
+        return np.array([self.alphabet.index(character) for character in text])
+
+    def spell(self, ids):
+        return "".join(self.alphabet[number] for number in ids)
+
+    def batches(self, seed, count):
+        """For ever: `count` random pieces of the text, and for each of their characters the one that follows."""
+        rng = np.random.default_rng(seed)
+        while True:
+            starts = rng.integers(0, len(self.seen) - self.length, (count, 1))
+            pieces = self.seen[starts + np.arange(self.length + 1)]
+            yield pieces[:, :-1], pieces[:, 1:]
+
+    def held_out_pieces(self):
+        end = (len(self.held_out) - 1) // self.length * self.length
+        return self.held_out[:end].reshape(-1, self.length), self.held_out[1 : end + 1].reshape(-1, self.length)
+
+
+def rate(step, options):
+    """Rises over the first tenth, then falls to a tenth along a cosine."""
+    warm = options.steps / 10
+    fall = 0.55 + 0.45 * math.cos(math.pi * max(0.0, step - warm) / (options.steps - warm))
+    return options.rate * min((step + 1) / warm, fall)
+
+
+def train(trainer, text, options):
+    """The loss of each step, and [(step, loss on the held-out text)]."""
+    losses, held_out = [], []
+    batches = text.batches(options.seed, options.batch)
+    bar = tqdm(range(options.steps), "training", unit="step", ncols=100, file=sys.stdout)
+    for step in bar:
+        losses.append(trainer.step(*next(batches), rate(step, options)))
+        if step % 100 == 99 or step == options.steps - 1:
+            held_out.append((step + 1, tiny_gpt.loss(trainer.weights, trainer.shape, *text.held_out_pieces())))
+        now = f"loss {np.mean(losses[-20:]):.3f}" + (f", held out {held_out[-1][1]:.3f}" if held_out else "")
+        bar.set_postfix_str(now, refresh=False)
+    print(
+        f"loss     {losses[0]:.4f} at first, {np.mean(losses[-20:]):.4f} at the end (mean of 20 steps), "
+        f"{held_out[-1][1]:.4f} on the held-out text, in nats per character"
+    )
+    return losses, held_out
+
+
+def draw(losses, held_out, picture):
+    from matplotlib.figure import Figure
+
+    smooth = np.convolve(losses, np.full(20, 1 / 20), "valid")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
+    axes.plot(np.arange(len(smooth)) + 19, smooth, color="tab:blue", label="mean of 20 steps")
+    axes.plot(*zip(*held_out), color="tab:orange", marker="o", markersize=4, label="held-out text")
+    axes.set(xlabel="step", ylabel="nats per character", title="A character-level GPT learns Alice in Wonderland")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+    print(f"curve    {picture}")
+
+
+def compare(weights, shape, text, options, losses):
+    """The first steps once more, in turn with the same model in PyTorch."""
+    try:
+        import tiny_gpt_torch
+    except ModuleNotFoundError as error:
+        print(f"PyTorch  not compared: {error}; `make train-twin` installs it")
+        return
+    steps = min(FIRST, options.steps)
+    trainers = {
+        "attnpy": tiny_gpt.Trainer(weights, shape, options.threads),
+        "PyTorch": tiny_gpt_torch.Trainer(weights, shape, options.threads),
+    }
+    found, seconds = ({name: [] for name in trainers} for _ in range(2))
+    for step, batch in zip(range(steps), text.batches(options.seed, options.batch)):
+        for name, trainer in trainers.items():
+            time.sleep(0.02)  # let the other's threads go to sleep
+            start = time.perf_counter()
+            found[name].append(trainer.step(*batch, rate(step, options)))
+            seconds[name].append(time.perf_counter() - start)
+    same = "the same bits as before" if found["attnpy"] == losses[:steps] else "NOT the losses of before"
+    apart = max(abs(a - b) for a, b in zip(*found.values()))
+    print(
+        f"again    the first {steps} losses: {same}; at most {apart:.1e} from PyTorch's, from the same weights on the same batches"
+    )
+    for name in trainers:
+        print(
+            f"{name:8} "
+            + " ".join(f"{x:.4f}" for x in found[name][:6])
+            + f" …  {1e3 * statistics.median(seconds[name]):.0f} ms per step (median)"
+        )
+
+
+def sample(weights, shape, text, options, start="Alice ", count=500):
+    rng = np.random.default_rng(options.seed)
+    ids = tiny_gpt.sample(weights, shape, text.numbers(start), count, rng)
+    return "\n".join("    " + line for line in (start + text.spell(ids)).splitlines())
+
+
+if __name__ == "__main__":
+    main()
