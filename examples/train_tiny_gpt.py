@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tiny_gpt
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import attnpy
-import tiny_gpt
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = 20  # steps that are run again, beside PyTorch
@@ -23,14 +23,11 @@ def main(arguments=None):
     text = Text(options.text.read_text(encoding="utf-8"), tiny_gpt.Shape.length)
     shape = tiny_gpt.Shape(alphabet=len(text.alphabet))
     weights = tiny_gpt.initial_weights(shape, np.random.default_rng(options.seed))
+    size = sum(array.size for array in weights.values())
+    print(f"text     {options.text.name}: {len(text.ids):,} characters, {shape.alphabet} of them different")
+    print(f"model    {shape.layers} layers of {shape.heads} heads, {size:,} weights in float32")
     print(
-        f"text     {options.text.name}, {len(text.ids):,} characters, {shape.alphabet} different ones; the last tenth is held out"
-    )
-    print(
-        f"model    {shape.layers} layers of {shape.heads} heads, {sum(w.size for w in weights.values()):,} weights in float32"
-    )
-    print(
-        f"batch    {options.batch} pieces of {shape.length} characters, {options.threads} threads, seed {options.seed}"
+        f"batch    {options.batch} pieces of {shape.length} characters; {options.threads} threads; seed {options.seed}"
     )
     # Each thread has a part of the batch; BLAS threads on top of that would wait for one another, spinning.
     with threadpool_limits(1, "blas"), attnpy.num_threads(max(1, options.threads // tiny_gpt.PARTS)):
@@ -118,11 +115,12 @@ def train(trainer, text, options):
 def draw(losses, held_out, picture):
     from matplotlib.figure import Figure
 
-    smooth = np.convolve(losses, np.full(20, 1 / 20), "valid")
+    span = min(20, len(losses))
+    smooth = np.convolve(losses, np.full(span, 1 / span), "valid")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
-    axes.plot(np.arange(len(smooth)) + 19, smooth, color="tab:blue", label="mean of 20 steps")
+    axes.plot(np.arange(len(smooth)) + span - 1, smooth, color="tab:blue", label=f"mean of {span} steps")
     axes.plot(*zip(*held_out), color="tab:orange", marker="o", markersize=4, label="held-out text")
     axes.set(xlabel="step", ylabel="nats per character", title="A character-level GPT learns Alice in Wonderland")
     axes.grid(alpha=0.3)
@@ -151,16 +149,13 @@ def compare(weights, shape, text, options, losses):
             start = time.perf_counter()
             found[name].append(trainer.step(*batch, rate(step, options)))
             seconds[name].append(time.perf_counter() - start)
-    same = "the same bits as before" if found["attnpy"] == losses[:steps] else "NOT the losses of before"
+    again = "the same bits" if found["attnpy"] == losses[:steps] else "DIFFERENT bits"
     apart = max(abs(a - b) for a, b in zip(*found.values()))
-    print(
-        f"again    the first {steps} losses: {same}; at most {apart:.1e} from PyTorch's, from the same weights on the same batches"
-    )
+    print(f"again    the first {steps} losses, from the same weights: {again}; at most {apart:.0e} from PyTorch's")
     for name in trainers:
+        first = " ".join(f"{loss:.4f}" for loss in found[name][:5])
         print(
-            f"{name:8} "
-            + " ".join(f"{x:.4f}" for x in found[name][:6])
-            + f" …  {1e3 * statistics.median(seconds[name]):.0f} ms per step (median)"
+            f"{name:8} {1e3 * statistics.median(seconds[name]):.0f} ms per step (median of {steps}); losses {first} ..."
         )
 
 

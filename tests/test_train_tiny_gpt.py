@@ -43,8 +43,8 @@ def small(gpt, dtype, seed=3):
 
 
 def test_gradients_are_central_differences(gpt):
-    """Along three directions in each array: the error of (f(w + hu) - f(w - hu)) / 2h falls with h^2, so that a third of
-    what it changes by from 2h to h is left; rounding adds eps |f| / h."""
+    """Along three directions in each array. The error of (f(w + hu) - f(w - hu)) / 2h falls with h^2: a third of what
+    it changes by from 2h to h is left. Rounding adds eps |f| / h."""
     shape, weights, ids, targets = small(gpt, np.float64)
     loss, gradients = value_and_grad(gpt.loss)(weights, shape, ids, targets)
     rng, h = np.random.default_rng(4), 1e-4
@@ -81,8 +81,12 @@ def test_float32_stays_float32_on_the_way_back(script, gpt, monkeypatch):
         return vjp
 
     defvjp(probe, probe_vjp)
+
+    def probed(function):
+        return lambda *given: probe(function(*given))
+
     for name in ("gelu", "normalize", "attention", "feed_forward", "forward"):
-        monkeypatch.setattr(gpt, name, lambda *given, old=getattr(gpt, name): probe(old(*given)))
+        monkeypatch.setattr(gpt, name, probed(getattr(gpt, name)))
     shape, weights, ids, targets = small(gpt, np.float32)
     loss, gradients = value_and_grad(gpt.loss)(weights, shape, ids, targets)
     assert len(seen) == 2 * (4 * shape.layers + shape.layers + 2), "each layer: gelu, two norms, two parts"
