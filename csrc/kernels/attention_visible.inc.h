@@ -8,6 +8,7 @@
 #define next_visible SUFFIX(next_visible)
 #define block_is_hidden SUFFIX(block_is_hidden)
 #define visible_lanes SUFFIX(visible_lanes)
+#define mask_bits SUFFIX(mask_bits)
 #define mask_tile SUFFIX(mask_tile)
 #define bytes_to_bits SUFFIX(bytes_to_bits)
 #define lane_operand SUFFIX(lane_operand)
@@ -74,24 +75,39 @@ bytes_to_bits(const char *p)
 #endif
 }
 
-/* Clears the bits of hidden keys in a boolean mask. */
+/* A bit for each of `keys` elements of a boolean mask. */
+ATTN_INLINE uint64_t
+mask_bits(const char *p, int64_t stride, int keys)
+{
+    char part[64] = {0};
+    uint64_t bits = 0;
+    if (stride == 0)
+        return *p ? ~(uint64_t)0 : 0;
+    if (stride == 1 && keys == 64)
+        return bytes_to_bits(p);
+    if (stride == 1) {
+        memcpy(part, p, (size_t)keys);
+        return bytes_to_bits(part);
+    }
+    for (int j = 0; j < keys; j++)
+        bits |= (uint64_t)(p[j * stride] != 0) << j;
+    return bits;
+}
+
+/* Clears the bits of hidden keys in a boolean mask. The next key block's part is asked for, up to its last byte: rows are
+ * seldom aligned, and a mask is as cold as it is large. */
 static void
 mask_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
 {
+    const char *last = NULL;
+    uint64_t bits = 0;
     for (int lane = 0; lane < rows->count; lane++) {
         const char *p = lane_operand(t, batch_data, rows, lane, key);
-        uint64_t bits = 0;
-        if (t->column == 0)
-            bits = *p ? ~(uint64_t)0 : 0;
-        else if (t->column == 1 && keys == 64)
-            bits = bytes_to_bits(p);
-        else if (t->column == 1) {
-            char part[64] = {0};
-            memcpy(part, p, (size_t)keys);
-            bits = bytes_to_bits(part);
-        } else
-            for (int j = 0; j < keys; j++)
-                bits |= (uint64_t)(p[j * t->column] != 0) << j;
+        if (p != last) {
+            bits = mask_bits(p, t->column, keys);
+            __builtin_prefetch(p + 2 * ATTN_BLOCK - 1, 0, 2);
+        }
+        last = p;
         seen[lane] &= bits;
     }
 }
@@ -158,8 +174,9 @@ static enum attn_sight
 visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
 {
     uint64_t all = attn_bit_range(0, keys), any = 0, every = all;
+    bool cut = key < rows->all_first || key + keys > rows->all_end;
     for (int lane = 0; lane < rows->count; lane++)
-        seen[lane] &= attn_bit_range(rows->first[lane] - key, rows->end[lane] - key) & all;
+        seen[lane] &= cut ? attn_bit_range(rows->first[lane] - key, rows->end[lane] - key) & all : all;
     if (a->block_mask.indptr)
         tiles_lanes(a, batch, rows, key, keys, seen);
     if (a->attn_mask.data && a->attn_mask.type == ATTN_BOOL)
