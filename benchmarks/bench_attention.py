@@ -141,6 +141,7 @@ def rows():
     yield weights_of_rows(Attention(H=12, L=1024), 64)
     yield received(Attention(H=12, L=1024, causal=True))
     yield merge(Attention(H=8, L=2048), 2)
+    yield merge_backward(Attention(H=8, L=2048), 2)
     yield dropout(Attention(H=8, L=1024))
 
 
@@ -249,6 +250,32 @@ def merge(case, parts):
         )
 
     return Row("merge_attention", f"{parts} parts of {case.name}", prepare)
+
+
+def merge_backward(case, parts):
+    """dO, O and the parts are read, their gradients written."""
+
+    def prepare(wanted):
+        rng = np.random.default_rng(3)
+        outputs = rng.standard_normal((parts, case.B, case.H, case.L, case.D), np.float32)
+        lses = rng.standard_normal((parts, case.B, case.H, case.L), np.float32)
+        output, lse = attnpy.merge_attention(outputs, lses)
+        grad, out = rng.standard_normal(output.shape, np.float32), (np.empty_like(outputs), np.empty_like(lses))
+
+        def numpy():
+            share = np.exp(lses - lse)[..., None]
+            return share * grad, share[..., 0] * (grad * (outputs - output)).sum(-1)
+
+        return Work(
+            ours=lambda: attnpy.merge_attention_backward(grad, outputs, lses, output, lse, out=out)[0],
+            bytes=2 * (outputs.nbytes + lses.nbytes + grad.nbytes) + lse.nbytes,
+            yardsticks=("memcpy",),
+            memory=[(outputs, np.empty_like(outputs))],
+            peers={"numpy": lambda: numpy()[0]} if "numpy" in wanted else {},
+            tolerance=1e-4,
+        )
+
+    return Row("merge_attention_backward", f"{parts} parts of {case.name}", prepare)
 
 
 def dropout(case):

@@ -9,11 +9,18 @@ import math
 import numpy as np
 import oracle
 import oracle_backward
-from numerics import HALF, ORACLE_ERRS, Expected, tiny, unit, wider
+from bounds_softmax import (  # noqa: F401, called by their names
+    log_softmax,
+    log_softmax_backward,
+    logsumexp,
+    logsumexp_backward,
+    softmax,
+    softmax_backward,
+)
+from bounds_tools import LANES, exact_of, finite, oracle_errs
+from numerics import HALF, Expected, tiny, unit, wider
 
 import attnpy
-
-LANES = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
 
 
 def attention_compute(arguments):
@@ -22,21 +29,9 @@ def attention_compute(arguments):
     )
 
 
-def oracle_errs(compute):
-    return ORACLE_ERRS if compute == np.float64 else 1
-
-
 def _cap(compute, reach, E, S):
     """u (8 + 2 r_n + 2 (r_d + 3) S_i): what a weight may be off, as a share of itself."""
     return unit(compute) * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach) * oracle_errs(compute)
-
-
-def _exact(function, compute, arguments, exact):
-    """The result of attnpy.reference for float32, of the longdouble formula for float64."""
-    if compute == np.float64:
-        return exact
-    result = getattr(attnpy.reference, function)(**{k: v for k, v in arguments.items() if k != "out"})
-    return result if isinstance(result, tuple) else (result,)
 
 
 def scaled_dot_product_attention(arguments):
@@ -44,7 +39,7 @@ def scaled_dot_product_attention(arguments):
     E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
     with_lse = bool(arguments.get("return_lse"))
     exact = oracle.attention(wider(compute), arguments)
-    wanted = _exact("scaled_dot_product_attention", compute, arguments, (exact.output, exact.lse))
+    wanted = exact_of("scaled_dot_product_attention", compute, arguments, (exact.output, exact.lse))
     plain = oracle.attention(np.float32, arguments) if _all_float32(arguments) else None
     u = unit(compute)
     cap = _cap(compute, exact.reach, E, S)[..., None] * exact.spread
@@ -85,7 +80,7 @@ def scaled_dot_product_attention_jvp(arguments):
     results = scaled_dot_product_attention(base)
     exact, tangents = oracle.attention_jvp(wider(compute), arguments)
     both = {**arguments, "return_lse": True}
-    wanted = _exact("scaled_dot_product_attention_jvp", compute, both, (None, tangents.output, None, tangents.lse))
+    wanted = exact_of("scaled_dot_product_attention_jvp", compute, both, (None, tangents.output, None, tangents.lse))
     plain = oracle.attention_jvp(np.float32, arguments)[1] if _all_float32(arguments) else None
 
     def again(rng):
@@ -120,7 +115,7 @@ def attention_weights(arguments):
     exact = oracle.attention(wider(compute), arguments)
     plain = oracle.attention(np.float32, arguments).weights[..., rows, :] if _all_float32(arguments) else None
     weights = exact.weights[..., rows, :]
-    wanted = _exact("attention_weights", compute, arguments, (weights,))[0]
+    wanted = exact_of("attention_weights", compute, arguments, (weights,))[0]
     cap = _cap(compute, exact.reach, E, S)[..., rows, None] * weights.astype(np.float64)
     slack = 2 * unit(compute) * float(weights.max(initial=0))
     again = functools.partial(oracle.attention, np.float32, arguments)
@@ -134,7 +129,7 @@ def attention_received(arguments):
     exact = oracle.attention(wider(compute), arguments)
     plain = oracle.attention(np.float32, arguments).weights.sum(-2) if _all_float32(arguments) else None
     weights = exact.weights.astype(np.float64)
-    wanted = _exact("attention_received", compute, arguments, (exact.weights.sum(-2),))[0]
+    wanted = exact_of("attention_received", compute, arguments, (exact.weights.sum(-2),))[0]
     cap = _cap(compute, exact.reach, E, S)[..., None] * weights
     cap = cap.sum(-2) + unit(compute) * (64 + math.ceil(L / 64)) * weights.sum(-2)
     slack = 2 * unit(compute) * float(weights.sum(-2).max(initial=0))
@@ -192,14 +187,14 @@ def _gradients(function, arguments, errors_of):
     small = _all_float32(arguments)
     plain = oracle_backward.gradients(oracle_backward.pairs(np.float32, arguments), arguments) if small else {}
     kappa, lambda_ = errors_of(p)
-    magnitudes = [_finite(x) for x in (p.weights, p.slope, p.dropped, p.share, p.scale)]
+    magnitudes = [finite(x) for x in (p.weights, p.slope, p.dropped, p.share, p.scale)]
     weights, slope, dropped, share, scale = magnitudes
     both = np.where(p.visible, p.parts + p.delta_parts, 0.0)
     softcap = arguments.get("softcap")
     of_slope = 4 + 2 * (shape(arguments["query"])[-1] + 3) * slope * p.product / softcap if softcap else 0.0
     sizes = p._replace(
-        query=_finite(p.query), key=_finite(p.key), distance=_finite(p.distance), scale=scale,
-        grad_output=None if p.grad_output is None else _finite(p.grad_output),
+        query=finite(p.query), key=finite(p.key), distance=finite(p.distance), scale=scale,
+        grad_output=None if p.grad_output is None else finite(p.grad_output),
     )  # fmt: skip
 
     def summed(weights, off_dropped, off_score, off_product, off_share):
@@ -256,7 +251,7 @@ def merge_attention(arguments):
     compute = oracle.compute_type(*(np.asarray(x) for x in outputs))
     parts, u = len(lses), unit(compute)
     merged = oracle.merge(wider(compute), outputs, lses)
-    wanted = _exact("merge_attention", compute, arguments, merged[:2])
+    wanted = exact_of("merge_attention", compute, arguments, merged[:2])
     stacked = np.stack([np.asarray(x, np.float64) for x in lses])
     reach = np.where(np.isfinite(stacked), np.abs(stacked), 0).max(0)
     scale = oracle_errs(compute)
@@ -287,6 +282,33 @@ def merge_attention(arguments):
     ]
 
 
+def merge_attention_backward(arguments):
+    """lse_t - lse is rounded in float64 calls, |lse_t - lse| u as a share; exp, its rounding and the product, 4 u.
+
+    The inner product: 73 + D / (64 LANES) roundings of the sum of its |terms|; the sum with dlse and the last rounding,
+    2 u. Sums over n broadcast elements: 64 + n / 64.
+    """
+    import attnpy._core
+
+    names = ("grad_output", "outputs", "lses", "output", "lse", "grad_lse")
+    given = {k: arguments[k] for k in names if arguments.get(k) is not None}
+    arrays = [np.asarray(x) for x in (given["grad_output"], *given["outputs"], given["output"])]
+    compute, D = oracle.compute_type(*arrays), arrays[0].shape[-1]
+    exact = oracle.merge_backward(wider(compute), **given)
+    small = {x.dtype for x in (*arrays, *(np.asarray(given[k]) for k in ("lses", "lse")))} == {np.dtype(np.float32)}
+    plain = oracle.merge_backward(np.float32, **given) if small else (None, None)
+    wanted = exact_of("merge_attention_backward", compute, given, tuple(x.gradient for x in exact))
+    u, steps = unit(compute), 73 + D / (64 * (LANES[attnpy._core.isa] // compute.itemsize))
+    floor = max(u * tiny(compute), 2.0**-1074) * (2 + np.abs(arrays[0].astype(np.float64)).max(initial=0)) * (D + 2)
+    results = []
+    for name, right, of, theirs in zip(("grad_outputs", "grad_lses"), wanted, exact, plain, strict=True):
+        sums = 64 + of.summed / 64 if of.summed > 1 else 0
+        cap = u * ((6 + sums) * of.size + of.apart + steps * of.inner) * oracle_errs(compute)
+        slack = 2 * u * (of.size + of.inner).max(initial=0)
+        results.append(Expected(name, right, cap, theirs and theirs.gradient, slack, floor=floor * max(1, of.summed)))
+    return results
+
+
 def dropout_mask(arguments):
     """1 / (1 - p), rounded once."""
     wanted = attnpy.reference.dropout_mask(**{**arguments, "dtype": np.float64})
@@ -294,108 +316,6 @@ def dropout_mask(arguments):
     if kind.kind == "b":
         return [Expected("mask", attnpy.reference.dropout_mask(**arguments).astype(np.float64), np.zeros(()))]
     return [Expected("mask", wanted, (2.0**-53 if kind == np.float64 else 2.0**-24) * wanted)]
-
-
-def _softmax(arguments):
-    """Arguments of the oracle, type computed in, results of the oracle and of float32, 72 + n / (64 LANES)."""
-    import attnpy._core
-
-    x = np.asarray(arguments["x"])
-    compute = oracle.compute_type(x)
-    given = {name: arguments[name] for name in ("x", "axis", "where") if arguments.get(name) is not None}
-    axes = given.get("axis", -1)
-    n = math.prod(x.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
-    lanes = LANES[attnpy._core.isa] // compute.itemsize
-    steps = (72 + n / (64 * lanes)) * oracle_errs(compute)
-    plain = oracle.softmax(np.float32, **given) if x.dtype == np.float32 else (None,) * 4
-    return compute, given, oracle.softmax(wider(compute), **given), plain, steps
-
-
-def softmax(arguments):
-    """x - m is rounded, |x - m| u as a share of y; half the least subnormal."""
-    compute, given, exact, plain, steps = _softmax(arguments)
-    y = exact[0].astype(np.float64)
-    wanted = _exact("softmax", compute, given, exact[:1])[0]
-    cap = unit(compute) * (steps + _finite(exact[3])) * _finite(y)
-    floor = max(unit(compute) * tiny(compute), 2.0**-1074)
-    return [Expected("y", wanted, cap, plain[0], 2 * unit(compute) * _finite(y).max(initial=0), floor=floor)]
-
-
-def log_softmax(arguments):
-    compute, given, exact, plain, steps = _softmax(arguments)
-    wanted = _exact("log_softmax", compute, given, exact[1:2])[0]
-    size = _finite(exact[1])
-    cap, floor = unit(compute) * (steps + size), unit(compute) * size
-    return [Expected("y", wanted, cap, plain[1], 2 * unit(compute) * max(1, size.max(initial=0)), floor=floor)]
-
-
-def logsumexp(arguments):
-    compute, given, exact, plain, steps = _softmax(arguments)
-    axis, keepdims = arguments.get("axis", -1), arguments.get("keepdims", False)
-    exact, plain = (None if y is None else y if keepdims else y.squeeze(axis) for y in (exact[2], plain[2]))
-    wanted = _exact("logsumexp", compute, {**given, "keepdims": keepdims}, (exact,))[0]
-    size = _finite(exact)
-    cap, floor = unit(compute) * steps, unit(compute) * size
-    return [Expected("y", np.asarray(wanted), cap, plain, 2 * unit(compute) * max(1, size.max(initial=0)), floor=floor)]
-
-
-def _softmax_backward(function, which, arguments):
-    """Type computed in, the wanted gradient, the oracle's and float32's parts, 73 + n / (64 LANES)."""
-    import attnpy._core
-
-    g, y = (np.asarray(arguments[name]) for name in ("grad_output", "output"))
-    compute = oracle.compute_type(g, y)
-    given = {k: arguments[k] for k in ("grad_output", "output", "axis", "where") if arguments.get(k) is not None}
-    axes = given.get("axis", -1)
-    n = math.prod(y.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
-    steps = (73 + n / (64 * (LANES[attnpy._core.isa] // compute.itemsize))) * oracle_errs(compute)
-    exact = oracle.softmax_backward(wider(compute), **given)[which]
-    plain = oracle.softmax_backward(np.float32, **given)[which][0] if g.dtype == y.dtype == np.float32 else None
-    wanted = _exact(function, compute, given, exact[:1])[0]
-    kept = np.broadcast_to(given.get("where", True), y.shape)
-    g, y = (np.where(kept, array.astype(compute), 0).astype(np.float64) for array in (g, y))
-    return unit(compute), wanted, exact, plain, steps, g, y, n * max(unit(compute) * tiny(compute), 2.0**-1074)
-
-
-def softmax_backward(arguments):
-    """sum_j g_j y_j, of `steps` roundings; the difference; the product. Each of n + 1 products may underflow."""
-    u, wanted, exact, plain, steps, g, y, floor = _softmax_backward("softmax_backward", 0, arguments)
-    apart = np.abs(g) + exact[2]
-    cap = u * np.abs(y) * (steps * exact[1] + 2 * apart)
-    slack = 2 * u * (np.abs(y) * (exact[1] + np.abs(g))).max(initial=0)
-    return [Expected("gradient", wanted, cap, plain, slack, floor=2 * floor)]
-
-
-def log_softmax_backward(arguments):
-    """sum_j g_j; exp of 1 ULP class and its product, 4 u; the last difference."""
-    u, wanted, exact, plain, steps, g, y, floor = _softmax_backward("log_softmax_backward", 1, arguments)
-    e = np.exp(y)
-    cap = u * e * (steps * exact[1] + 4 * exact[2])
-    slack = 2 * u * (e * exact[1] + np.abs(g)).max(initial=0)
-    floor = floor * (1 + exact[2]) + u * np.abs(exact[0]).astype(np.float64)
-    return [Expected("gradient", wanted, cap, plain, slack, floor=floor)]
-
-
-def logsumexp_backward(arguments):
-    """x - y is rounded, |x - y| u as a share of the exponential; exp of 1 ULP class and the product, 4 u."""
-    names = ("grad_output", "x", "output")
-    compute = oracle.compute_type(*(np.asarray(arguments[name]) for name in names))
-    given = {k: arguments[k] for k in (*names, "axis", "where", "keepdims") if arguments.get(k) is not None}
-    exact, apart = oracle.logsumexp_backward(wider(compute), **given)
-    small = all(np.asarray(arguments[name]).dtype == np.float32 for name in names)
-    plain = oracle.logsumexp_backward(np.float32, **given)[0] if small else None
-    wanted = _exact("logsumexp_backward", compute, given, (exact,))[0]
-    size, u = _finite(exact), unit(compute)
-    g = np.abs(np.asarray(arguments["grad_output"]).astype(np.float64)).max(
-        initial=0, where=np.asarray(arguments["output"]) != -np.inf
-    )
-    floor = max(u * tiny(compute), 2.0**-1074) * (1 + g)
-    cap = u * (4 + _finite(apart)) * size * oracle_errs(compute)
-    return [Expected("gradient", np.asarray(wanted), cap, plain, 2 * u * size.max(initial=0), floor=floor)]
-
-
-def _finite(x):
-    return np.where(np.isfinite(x), np.abs(x), 0).astype(np.float64)
 
 
 def _all_float32(arguments):

@@ -242,6 +242,25 @@ def _merge(shape, dtype, option="plain", seed=0):
     )
 
 
+def _merge_backward(shape, dtype, option="plain", seed=0):
+    """broadcast: outputs that batch elements share, beside log-sum-exps that they do not."""
+    call = _merge(shape, dtype, option, seed)
+    outputs, lses = call.arguments["outputs"], call.arguments["lses"]
+    rng, real = np.random.default_rng([seed, 1, *shape]), outputs.dtype
+    outputs = outputs[:, :1] if option == "broadcast" and outputs.size else outputs
+    output, lse = attnpy.reference.merge_attention(list(outputs), list(lses))
+    arguments = {
+        "grad_output": rng.normal(size=shape[1:]).astype(real), "outputs": outputs, "lses": lses,
+        "output": output.astype(real), "lse": lse.astype(lses.dtype),
+    }  # fmt: skip
+    if option == "grad_lse":
+        arguments["grad_lse"] = rng.normal(size=lse.shape).astype(lses.dtype)
+    nothing = (lses == -np.inf).all(0)
+    hidden = {"outputs": _all_of(call.hidden["outputs"], outputs.shape), "lse": nothing}
+    hidden |= {name: np.broadcast_to(nothing[..., None], shape[1:]) for name in ("grad_output", "output")}
+    return Call("merge_attention_backward", arguments, call.label, hidden)
+
+
 def _dropout(shape, dtype, option="plain", seed=0):
     given = {
         "shape": shape,
@@ -281,6 +300,10 @@ CASES = {
     "AttentionGradients": Row(refused=refusals.GRADIENTS),
     "merge_attention": Row(
         _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
+    ),
+    "merge_attention_backward": Row(
+        _merge_backward, MERGE_SHAPES, ("plain", "empty_parts", "grad_lse", "broadcast"),
+        heavy=[((5, 6, 257, 64), "plain"), ((5, 6, 257, 64), "broadcast")], refused=refusals.MERGE_BACKWARD,
     ),
     "dropout_mask": Row(
         _dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],

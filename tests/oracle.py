@@ -278,6 +278,51 @@ def _gradient_and_saved(real, where, *arrays):
     return *(np.where(kept, array.astype(compute).astype(real), real(0)) for array in arrays), kept
 
 
+class MergeGradients(NamedTuple):
+    """Of outputs or of log-sum-exps, stacked: sums over what a part broadcasts."""
+
+    gradient: np.ndarray
+    size: np.ndarray  # sum of |terms|
+    apart: np.ndarray  # sum of |terms| |lse_t - lse|
+    inner: np.ndarray  # sum of share_t sum_d |dO_d (O_td - O_d)|; of outputs: 0
+    summed: int  # terms
+
+
+def merge_backward(real, grad_output, outputs, lses, output, lse, grad_lse=None):
+    """The gradients of merge_attention: MergeGradients of the outputs and of the log-sum-exps."""
+    arrays = [np.asarray(x) for x in (grad_output, *outputs, output)]
+    compute = compute_type(*arrays)
+    grad, *parts, whole = (x.astype(compute).astype(real) for x in arrays)
+    whole_lse, grad_lse = (None if x is None else in_type(real, compute, x) for x in (lse, grad_lse))
+    of_outputs, of_lses = [], []
+    with np.errstate(all="ignore"):
+        for part, part_lse in zip(parts, lses, strict=True):
+            part_lse = in_type(real, compute, part_lse)
+            share = np.where(part_lse == -np.inf, real(0), np.exp(part_lse - whole_lse))
+            apart = np.where(share > 0, np.abs(part_lse - whole_lse), real(0))
+            kept = np.where((part_lse == -np.inf)[..., None], real(0), grad)
+            terms = np.where(kept == 0, real(0), kept * (part - whole))
+            of_outputs.append(_merge_gradients(part.shape, share[..., None] * kept, apart[..., None], None))
+            total = share * (
+                terms.sum(-1) + np.where(part_lse == -np.inf, real(0), 0 if grad_lse is None else grad_lse)
+            )
+            of_lses.append(_merge_gradients(part_lse.shape, total, apart, share * np.abs(terms).sum(-1)))
+    return tuple(
+        MergeGradients(*(np.stack(x) for x in list(zip(*each, strict=True))[:4]), max(x[4] for x in each))
+        for each in (of_outputs, of_lses)
+    )
+
+
+def _merge_gradients(shape, terms, apart, inner):
+    def summed(x):
+        x = np.broadcast_to(x, terms.shape)
+        x = x.sum(tuple(range(x.ndim - len(shape))))
+        return x.sum(tuple(n for n, length in enumerate(shape) if length == 1), keepdims=True)
+
+    sizes = (np.abs(terms), np.abs(terms) * apart, np.zeros(()) if inner is None else inner)
+    return summed(terms), *(summed(x).astype(np.float64) for x in sizes), terms.size // max(1, math.prod(shape))
+
+
 def merge(real, outputs, lses):
     """(output, lse, sum_t share_t |O_t|)."""
     outputs, lses = (np.stack([np.asarray(x) for x in parts]) for parts in (outputs, lses))

@@ -149,6 +149,7 @@ def test_core_counts_its_arguments():
         "attention_weights": 15,
         "attention_received": 14,
         "merge_attention": 3,
+        "merge_attention_backward": 7,
         "dropout_mask": 4,
         "softmax": 4,
         "log_softmax": 4,

@@ -60,6 +60,10 @@ GOOD = {
         QUERY, KEY, MASK, False, None, np.ones((6, 7)), 0, None, None, np.ones(4), np.ones(4), [6, 6], [7, 7], None,
     ),
     "merge_attention": ([WANTED, WANTED], [LSE, LSE], None),
+    "merge_attention_backward": (WANTED, [WANTED, WANTED], [LSE, LSE], WANTED, LSE, LSE, None),
+    "softmax_backward": (QUERY, QUERY, -1, QUERY > 0, np.empty_like(QUERY)),
+    "log_softmax_backward": (QUERY, QUERY, -1, QUERY > 0, np.empty_like(QUERY)),
+    "logsumexp_backward": (QUERY[..., 0], QUERY, QUERY[..., 0], -1, QUERY > 0, False, None),
     "softmax": (QUERY, -1, QUERY > 0, np.empty_like(QUERY)),
     "log_softmax": (QUERY, -1, QUERY > 0, np.empty_like(QUERY)),
     "logsumexp": (QUERY, -1, QUERY > 0, False, None),
@@ -78,6 +82,8 @@ def test_every_operand_hands_the_call_over(library, name, place):
     getattr(_core, name)(*arguments)
     if name == "merge_attention" and place == 2:
         arguments[place] = (None, library.box)
+    elif name == "merge_attention_backward" and place == 6:
+        arguments[place] = (None, (None, library.box))
     else:
         arguments[place] = library.box
     got = getattr(_core, name)(*arguments)

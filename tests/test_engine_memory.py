@@ -114,6 +114,9 @@ SCRATCH_CALLS = {
     "dropout": lambda: attnpy.dropout_mask((2, 3, 5), 0.5, attnpy.DropoutKey(1), dtype=np.float32),
     "softmax": lambda: attnpy.softmax(normal(30, 50), axis=0),
     "softmax backward": lambda: attnpy.softmax_backward(normal(30, 50), normal(30, 50), axis=0),
+    "merge backward": lambda: attnpy.merge_attention_backward(
+        normal(2, 5, 4), normal(3, 2, 5, 4), normal(3, 2, 5), normal(2, 5, 4), normal(2, 5)
+    ),
     "merge": lambda: attnpy.merge_attention(normal(3, 2, 5, 4), normal(3, 2, 5)),
 }
 
@@ -172,6 +175,7 @@ REFUSED = {
     "scaled_dot_product_attention": refusals.FORWARD,
     "attention_weights": refusals.WEIGHTS,
     "merge_attention": refusals.MERGE,
+    "merge_attention_backward": refusals.MERGE_BACKWARD,
     "dropout_mask": refusals.DROPOUT_MASK,
     "softmax": refusals.SOFTMAX,
     "logsumexp": refusals.LOGSUMEXP,

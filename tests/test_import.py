@@ -48,6 +48,7 @@ SIGNATURES = {
     "softmax": "(x, axis=-1, *, where=None, out=None)",
     "log_softmax": "(x, axis=-1, *, where=None, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",
+    "merge_attention_backward": "(grad_output, outputs, lses, output, lse, *, grad_lse=None, out=None)",
     "softmax_backward": "(grad_output, output, axis=-1, *, where=None, out=None)",
     "log_softmax_backward": "(grad_output, output, axis=-1, *, where=None, out=None)",
     "logsumexp_backward": "(grad_output, x, output, axis=-1, *, where=None, keepdims=False, out=None)",

@@ -314,7 +314,7 @@ def every_way(name):
         calls[-1].arguments["out"] = over if len(over) > 1 else over[0]
     if name in ATTENTION:
         calls.append(calls[0].changed(window_size=(1000, 2000), query=calls[0].arguments["query"].tolist()))
-    if name == "merge_attention":
+    if name in ("merge_attention", "merge_attention_backward"):
         calls.append(calls[0].changed(**{k: list(x) for k, x in calls[0].arrays.items()}))
     return calls
 

@@ -3,6 +3,8 @@
 
 #include "../kernels/attention.h"
 
+#include "attention_merge.h"
+
 #include <string.h>
 
 static const struct engine_function merge = {
@@ -14,109 +16,6 @@ static const struct engine_function merge = {
     .outputs = {{"output", ".ld", false, offsetof(struct attn_merge, output)}, {"lse", ".l.", true, offsetof(struct attn_merge, lse)}},
 };
 
-/* The parts of a call: arrays and tensors, outputs first, then log-sum-exps. */
-struct parts {
-    Py_ssize_t n;
-    char (*names)[32];
-    const char **name;
-    PyArrayObject **array;
-    struct attn_tensor *tensor;
-    PyObject *converted; /* a list that owns what was made of lists and of other types */
-};
-
-/* A sequence of arrays, or an array stacked on axis 0, as a list that the call owns. */
-static PyObject *
-list_of(struct engine *e, const char *name, PyObject *object)
-{
-    if (PyArray_Check(object) && PyArray_NDIM((PyArrayObject *)object) == 0) {
-        PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0", name);
-        return NULL;
-    }
-    if (!engine_native(e, object))
-        return NULL;
-    PyObject *list = PySequence_List(object);
-    if (!list && PyErr_ExceptionMatches(PyExc_TypeError))
-        PyErr_Format(PyExc_TypeError, "%s must be a sequence of arrays, or arrays stacked on axis 0, not %R", name, Py_TYPE(object));
-    return engine_hold(e, list) ? list : NULL;
-}
-
-/* Keeps what engine functions have put into `hold`, of which there is a fixed number, in the list instead. */
-static bool
-keep_converted(struct engine *e, struct parts *parts, int held)
-{
-    while (e->held > held) {
-        PyObject *reference = e->hold[--e->held];
-        int failed = PyList_Append(parts->converted, reference);
-        Py_DECREF(reference);
-        if (failed)
-            return false;
-    }
-    return true;
-}
-
-static bool
-open_parts(struct engine *e, struct parts *parts, PyObject *outputs, PyObject *lses)
-{
-    int held = e->held;
-    for (Py_ssize_t i = 0; i < 2 * parts->n; i++) {
-        bool lse = i >= parts->n;
-        Py_ssize_t place = lse ? i - parts->n : i;
-        PyOS_snprintf(parts->names[i], sizeof parts->names[i], "%s[%zd]", lse ? "lses" : "outputs", place);
-        parts->name[i] = parts->names[i];
-        parts->array[i] = engine_array(e, parts->name[i], PyList_GetItem(lse ? lses : outputs, place));
-        if (!keep_converted(e, parts, held) || !parts->array[i])
-            return false;
-    }
-    return true;
-}
-
-/* Types, then shapes: of the outputs, and of the log-sum-exps, which take the type computed in. */
-static bool
-bind_parts(struct engine *e, struct parts *parts)
-{
-    int held = e->held;
-    for (Py_ssize_t i = 0; i < parts->n; i++) {
-        parts->array[i] = engine_numbers(e, parts->name[i], parts->array[i]);
-        if (!keep_converted(e, parts, held) || !parts->array[i])
-            return false;
-    }
-    if (!engine_common_type(e, parts->name, parts->array, parts->n))
-        return false;
-    for (Py_ssize_t i = 0; i < 2 * parts->n; i++) {
-        bool lse = i >= parts->n;
-        if (lse) {
-            PyArrayObject *array = engine_numbers(e, parts->name[i], parts->array[i]);
-            parts->array[i] = array ? engine_to_compute(e, array) : NULL;
-        }
-        if (!keep_converted(e, parts, held) || !parts->array[i] || !engine_core_sizes(e, parts->name[i], lse ? ".l." : ".ld", parts->array[i]))
-            return false;
-    }
-    if (!engine_finish_batch(e))
-        return false;
-    for (Py_ssize_t i = 0; i < 2 * parts->n; i++)
-        engine_tensor(e, i < parts->n ? ".ld" : ".l.", parts->array[i], &parts->tensor[i]);
-    return true;
-}
-
-static bool
-allocate_parts(struct engine *e, struct parts *parts, Py_ssize_t n)
-{
-    size_t each = sizeof *parts->names + sizeof *parts->name + sizeof *parts->array + sizeof *parts->tensor;
-    parts->n = n;
-    parts->converted = PyList_New(0);
-    if (!engine_hold(e, parts->converted))
-        return false;
-    parts->tensor = PyMem_Calloc(2 * (size_t)n, each);
-    if (!parts->tensor) {
-        PyErr_NoMemory();
-        return false;
-    }
-    parts->array = (PyArrayObject **)(parts->tensor + 2 * n);
-    parts->name = (const char **)(parts->array + 2 * n);
-    parts->names = (char (*)[32])(parts->name + 2 * n);
-    return true;
-}
-
 static bool
 run_merge(struct engine *e, const struct parts *parts, PyObject *out)
 {
@@ -124,9 +23,9 @@ run_merge(struct engine *e, const struct parts *parts, PyObject *out)
         .batch_ndim = e->batch_ndim, .batch = e->batch, .parts = parts->n, .rows = *engine_size(e, 'l'), .value_dim = *engine_size(e, 'd')};
     memcpy(a.batch_shape, e->batch_shape, (size_t)e->batch_ndim * sizeof *a.batch_shape);
     a.outputs = parts->tensor;
-    a.lses = parts->tensor + parts->n;
+    a.lses = parts->tensor + parts->each;
     e->more = parts->array;
-    e->more_inputs = 2 * parts->n;
+    e->more_inputs = 2 * parts->each;
     return engine_outputs(e, out, 2, &a) && engine_run(e, &a);
 }
 
@@ -135,20 +34,13 @@ call_merge(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     struct engine e;
     struct parts parts = {0};
-    bool done = false;
     (void)module;
     engine_start(&e, &merge, arguments, n);
     e.headless = false;
-    PyObject *outputs = engine_argument_count(merge.name, merge.arguments, n) ? list_of(&e, "outputs", arguments[0]) : NULL;
-    PyObject *lses = outputs ? list_of(&e, "lses", arguments[1]) : NULL;
-    if (lses && (PyList_Size(outputs) != PyList_Size(lses) || PyList_Size(outputs) == 0))
-        PyErr_Format(PyExc_ValueError, "outputs has %zd parts and lses %zd; both must have the same number, at least 1", PyList_Size(outputs),
-                     PyList_Size(lses));
-    else if (lses)
-        done = allocate_parts(&e, &parts, PyList_Size(outputs)) && open_parts(&e, &parts, outputs, lses) && bind_parts(&e, &parts) &&
-               run_merge(&e, &parts, arguments[2]);
+    bool done = engine_argument_count(merge.name, merge.arguments, n) && merge_open(&e, &parts, arguments[0], arguments[1], 0) &&
+                merge_bind(&e, &parts) && run_merge(&e, &parts, arguments[2]);
     PyObject *answer = engine_close(&e, done);
-    PyMem_Free(parts.tensor);
+    merge_close(&parts);
     return answer;
 }
 

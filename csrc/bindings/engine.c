@@ -33,6 +33,7 @@ engine_start(struct engine *e, const struct engine_function *function, PyObject 
     e->arguments = arguments;
     e->given = n;
     e->foreign = NULL;
+    e->result = e->own_result;
     e->headless = true;
     e->batch_ndim = 0;
     e->batch = 1;
@@ -42,7 +43,7 @@ engine_start(struct engine *e, const struct engine_function *function, PyObject 
     for (int i = 0; i < ENGINE_NAMES; i++)
         e->size[i] = -1;
     memset(e->operand, 0, sizeof e->operand);
-    memset(e->result, 0, sizeof e->result);
+    memset(e->own_result, 0, sizeof e->own_result);
 }
 
 static struct attn_tensor *

@@ -86,7 +86,8 @@ struct engine {
     int held;                     /* references owned by the call */
     PyObject *hold[ENGINE_HELD];
     int results;
-    struct engine_result result[ENGINE_OUTPUTS];
+    struct engine_result *result; /* engine_start points it to own_result; a binding with more of them, to its own memory */
+    struct engine_result own_result[ENGINE_OUTPUTS];
 };
 
 /* engine.c */

@@ -178,6 +178,12 @@ new_array(const char *name, enum attn_type type, int ndim, const int64_t *shape)
     return (PyArrayObject *)PyArray_Empty(ndim, dims, descr, 0);
 }
 
+static const char *
+result_name(const struct engine *e, int index)
+{
+    return index < ENGINE_OUTPUTS && e->function->outputs[index].name ? e->function->outputs[index].name : "a result";
+}
+
 /* What is given for two results must not share an element. */
 static bool
 check_apart(struct engine *e, int index, const char *name)
@@ -187,7 +193,7 @@ check_apart(struct engine *e, int index, const char *name)
         if (e->result[i].array && extents_meet(array, e->result[i].array)) {
             int share = share_memory((PyObject *)array, (PyObject *)e->result[i].array);
             if (share > 0)
-                PyErr_Format(PyExc_ValueError, "%s shares memory with what is given for %s", name, e->function->outputs[i].name);
+                PyErr_Format(PyExc_ValueError, "%s shares memory with what is given for %s", name, result_name(e, i));
             if (share != 0)
                 return false;
         }
@@ -204,7 +210,7 @@ engine_result(struct engine *e, int index, const char *name, PyObject *out, enum
     result->array = NULL;
     e->results = index + 1;
     if (!result->given) {
-        result->array = result->target = new_array(e->function->outputs[index].name, type, ndim, shape);
+        result->array = result->target = new_array(result_name(e, index), type, ndim, shape);
         return result->array != NULL;
     }
     if (!engine_native(e, out) || !check_given(name, out, type, ndim, shape))

@@ -2,6 +2,7 @@
 #include "../kernels/attention.h"
 #include "../kernels/attention_backward.h"
 #include "../kernels/attention_jvp.h"
+#include "../kernels/attention_merge_backward.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

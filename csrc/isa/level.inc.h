@@ -32,6 +32,7 @@ const struct attn_kernels LEVEL(attn_kernels) = {
     .attention_received = BOTH(attn_attention_received),
     .attention_backward = BOTH(attn_attention_backward),
     .merge_attention = BOTH(attn_merge_attention),
+    .merge_attention_backward = BOTH(attn_merge_backward),
     .dropout_mask = BOTH(attn_dropout_mask),
     .fma_peak = {attn_fma_peak_f32, attn_fma_peak_f64},
     .tile_ceiling = {attn_tile_ceiling_f32, attn_tile_ceiling_f64},

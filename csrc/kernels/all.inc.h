@@ -32,5 +32,6 @@
 #include "attention_backward_sums.inc.h"
 #include "attention_backward.inc.h"
 #include "attention_merge.inc.h"
+#include "attention_merge_backward.inc.h"
 #include "probe.inc.h"
 #include "probe_elementary.inc.h"
