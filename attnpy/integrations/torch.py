@@ -6,7 +6,7 @@ PyTorch records them. Second derivatives are refused.
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 import attnpy
 
@@ -25,10 +25,11 @@ def handler_of(kind):
 def handle(name, arguments):
     """The results of attnpy._core's function, as tensors."""
     rule, records = RULES.get(name), torch.is_grad_enabled()
+    forward_mode = forward_ad._current_level >= 0
     plain = list(arguments)
     for place, x in enumerate(arguments):
         if type(x) not in SCALARS:
-            if records and _requires_grad(x):
+            if (records and _any(_requires_grad, x)) or (forward_mode and _any(_has_tangent, x)):
                 return _recorded(name, rule, arguments)
             plain[place] = _plain(x, rule and rule.names, place)
     found = getattr(_core, name)(*plain)
@@ -37,10 +38,19 @@ def handle(name, arguments):
     return tuple([_tensor(x) for x in found]) if type(found) is tuple else _tensor(found)
 
 
-def _requires_grad(x):
+def _any(holds, x):
+    """Whether it holds for a tensor, or for one in a sequence."""
     if isinstance(x, torch.Tensor):
-        return x.requires_grad
-    return isinstance(x, tuple | list) and any(map(_requires_grad, x))
+        return holds(x)
+    return isinstance(x, tuple | list) and any([_any(holds, y) for y in x])
+
+
+def _requires_grad(tensor):
+    return tensor.requires_grad
+
+
+def _has_tangent(tensor):
+    return forward_ad.unpack_dual(tensor).tangent is not None  # which PyTorch then says there is no rule for
 
 
 def _plain(x, names, place):
@@ -97,7 +107,7 @@ def _with_out(found, arrays, out):
 class _Record:
     """A call whose gradients are recorded: its rule, its arguments without their tensors, where those stood."""
 
-    __slots__ = ("arguments", "besides", "names", "places", "rule")
+    __slots__ = ("arguments", "besides", "name", "names", "places", "rule")
 
 
 def _recorded(name, rule, arguments):
@@ -106,7 +116,7 @@ def _recorded(name, rule, arguments):
     if arguments[-1] is not None:
         raise TypeError(f"out is given, but an operand of {name} requires a gradient: nothing can be written then")
     record = _Record()
-    record.rule = rule
+    record.name, record.rule = name, rule
     record.arguments, record.names = rule.spread(arguments)
     record.places, tensors = [], []
     for place, x in enumerate(record.arguments):
@@ -139,19 +149,38 @@ class _Call(torch.autograd.Function):
         return found[0] if len(found) == 1 else tuple(found)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *gradients):
-        record, saved = ctx.record, ctx.saved_tensors
         if all(gradient is None for gradient in gradients):
             return (None,) * len(ctx.needs_input_grad)
-        arrays, arguments = [_array(x) for x in saved], list(record.arguments)
-        for place, array in zip(record.places, arrays):
-            arguments[place] = array
-        gradients = [None if gradient is None else _array(gradient) for gradient in gradients]
+        record = ctx.record
         places = [place for place, wanted in zip(record.places, ctx.needs_input_grad[1:]) if wanted]
-        needed = (*arrays[len(record.places) :], *record.besides)
-        found = record.rule.backward(arguments, needed, gradients, places)
-        return (None, *[_tensor(found[place]) if place in places else None for place in record.places])
+        compute = _Gradient.apply if torch.is_grad_enabled() else _gradient
+        found = dict(zip(places, compute(record, places, len(gradients), *gradients, *ctx.saved_tensors)))
+        return (None, *map(found.get, record.places))
+
+
+def _gradient(record, places, results, *tensors):
+    """The gradients by the arguments at these places. tensors: those of the results, then what the call has saved."""
+    gradients = [None if gradient is None else _array(gradient) for gradient in tensors[:results]]
+    arrays, arguments = [_array(x) for x in tensors[results:]], list(record.arguments)
+    for place, array in zip(record.places, arrays):
+        arguments[place] = array
+    needed = (*arrays[len(record.places) :], *record.besides)
+    found = record.rule.backward(arguments, needed, gradients, places)
+    return tuple([_tensor(found[place]) for place in places])
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradients where their own are recorded (create_graph=True): to ask for those is an error."""
+
+    @staticmethod
+    def forward(ctx, record, *others):
+        ctx.name = record.name
+        return _gradient(record, *others)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError(f"{ctx.name}_backward has no derivative: attnpy computes first derivatives only")
 
 
 def dropout_key(generator=None):
