@@ -168,6 +168,13 @@ def test_rows_that_see_nothing_and_sinks():
     assert not mean[:, 3:].any() and (lse[:, 3:] == -np.inf).all(), "beyond the length there is no sink"
 
 
+def test_a_sink_that_stands_still_beside_others_that_move():
+    arguments = moved(np.random.default_rng(2), np.float64, ("causal", "bias", "sinks"), L=70, S=70)
+    still, zeros = (getattr(attnpy, JVP)(**{**arguments, "sinks_tangent": x}) for x in (None, np.zeros(4)))
+    for ours, theirs in zip(still, zeros, strict=True):
+        same_bits(ours, theirs, "no tangent")
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_nan_in_a_query_tangent_stays_in_its_row(dtype):
     arguments = moved(np.random.default_rng(1), TYPES[dtype], ("causal",), L=70, S=70)

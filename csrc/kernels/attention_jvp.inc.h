@@ -123,7 +123,7 @@ tangent_range(const struct attn_attention_jvp *j, int64_t batch, int64_t kv_head
     return true;
 }
 
-/* The sinks' part of m, at the last maximum. */
+/* The sinks' part of m, at the last maximum. A sink that stands still moves against the centre. */
 static void
 tangent_sinks(const struct attn_attention_jvp *j, int64_t batch, struct tangent_rows *r)
 {
@@ -134,7 +134,8 @@ tangent_sinks(const struct attn_attention_jvp *j, int64_t batch, struct tangent_
         if (counts == 0)
             continue;
         vreal weight = v_exp2_weight(v_splat(sink - r->rows.top[lane]));
-        r->mean[lane] += weight[0] * (*(const REAL *)scalar_at(a, &j->sinks_tangent, batch, r->rows.head[lane]) - r->center[lane]);
+        REAL moves = j->sinks_tangent.data ? *(const REAL *)scalar_at(a, &j->sinks_tangent, batch, r->rows.head[lane]) : 0;
+        r->mean[lane] += weight[0] * (moves - r->center[lane]);
     }
 }
 
@@ -147,7 +148,7 @@ tangent_finish(const struct attn_attention_jvp *j, int64_t batch, struct tangent
     for (int lane = 0; lane < ATTN_BLOCK; lane++)
         if (r->center[lane] != r->center[lane])
             r->center[lane] = 0;
-    if (j->sinks_tangent.data)
+    if (a->sinks.data)
         tangent_sinks(j, batch, r);
     row_factors(&r->rows, 1, factor);
     for (int lane = 0; lane < ATTN_BLOCK; lane += LANES)
