@@ -59,7 +59,7 @@ def attention(case, operands, wanted):
 
 def prepared(make, case, operands):
     scores = case.B * case.H * case.L * case.S * max(4, np.dtype(case.compute).itemsize)
-    copies = {torch_attention: 0, numpy_attention: 1}.get(make, 2)
+    copies = {torch_attention: 0, torch_attention_backward: 0, numpy_attention: 1}.get(make, 2)
     if scores * copies > MEMORY:
         return f"would hold {scores * copies / 1e9:.1f} GB of scores"
     try:
@@ -71,25 +71,74 @@ def prepared(make, case, operands):
 def torch_attention(case, operands):
     import torch
 
-    mask, bias = case.dense()
-    if case.softcap:
-        return "no softcap outside compiled flex_attention"
-    if bias is not None and mask is not None:
-        bias = np.where(mask, bias, -np.inf).astype(bias.dtype)
-    causal = mask is not None and case.causal and not case.window and bias is None
-    dense = None if causal else tensor(bias).to(tensor(operands[0][0]).dtype) if bias is not None else mask
-    options = {
-        "attn_mask": tensor(dense) if isinstance(dense, np.ndarray) else dense,
-        "is_causal": causal,
-        "dropout_p": 0.1 if case.dropout else 0.0,
-        "enable_gqa": case.H != case.G,
-    }
+    options = torch_options(case, tensor(operands[0][0]).dtype)
+    if isinstance(options, str):
+        return options
 
     def call(query, key, value):
         with torch.inference_mode():
             return as_numpy(torch.nn.functional.scaled_dot_product_attention(query, key, value, **options))
 
     return [functools.partial(call, *map(tensor, arrays)) for arrays in operands]
+
+
+def torch_options(case, dtype):
+    """Keywords of scaled_dot_product_attention, or the reason why there are none."""
+    mask, bias = case.dense()
+    if case.softcap:
+        return "no softcap outside compiled flex_attention"
+    if bias is not None and mask is not None:
+        bias = np.where(mask, bias, -np.inf).astype(bias.dtype)
+    causal = mask is not None and case.causal and not case.window and bias is None
+    dense = None if causal else tensor(bias).to(dtype) if bias is not None else mask
+    return {
+        "attn_mask": tensor(dense) if isinstance(dense, np.ndarray) else dense,
+        "is_causal": causal,
+        "dropout_p": 0.1 if case.dropout else 0.0,
+        "enable_gqa": case.H != case.G,
+    }
+
+
+def torch_attention_backward(case, operands):
+    """Operands are followed by the gradient of the output; a bias gets its gradient too."""
+    import torch
+
+    *arrays, grad = operands[0]
+    options = torch_options(case, tensor(grad).dtype)
+    if isinstance(options, str):
+        return options
+    arrays += [options.pop("attn_mask").numpy()] if case.biased else []
+
+    def forward(query, key, value, bias=None):
+        given = options if bias is None else {**options, "attn_mask": bias}
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **given)
+
+    return torch_backward(forward, arrays, grad)
+
+
+def numpy_attention_backward(case, operands):
+    """What NumPy users write for one head group each, with the weights kept from the forward."""
+    query, key, value, grad = operands[0]
+    mask, bias = case.dense()
+    scale = query.dtype.type(1 / math.sqrt(query.shape[-1]))
+    weights = query * scale @ key.swapaxes(-1, -2)
+    weights += 0 if bias is None else bias
+    if mask is not None:
+        np.copyto(weights, -np.inf, where=~mask)
+    weights -= weights.max(-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(-1, keepdims=True)
+
+    def call():
+        of_value = weights.swapaxes(-1, -2) @ grad
+        of_scores = grad @ value.swapaxes(-1, -2)
+        of_scores -= np.einsum("...ij,...ij->...i", weights, of_scores)[..., None]
+        of_scores *= weights
+        of_query = scale * (of_scores @ key)
+        of_key = scale * (of_scores.swapaxes(-1, -2) @ query)
+        return of_query, of_key, of_value
+
+    return lambda: call()[0]
 
 
 def torch_backward(forward, arrays, grad):
