@@ -8,6 +8,8 @@ and key, D that of value and output, "..." batch axes, which broadcast as in Num
 autograd and PyTorch. All three load when first used.
 """
 
+from typing import TYPE_CHECKING
+
 from ._attention import (
     DropoutKey,
     attention_received,
@@ -23,6 +25,9 @@ from ._attention_merge_backward import merge_attention_backward
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
+
+if TYPE_CHECKING:  # loads when first used
+    from ._masks import BlockMask
 
 __version__ = "0.1.0"
 
@@ -41,6 +46,8 @@ __all__ = [  # noqa: RUF022, by family
     # derivatives of attention
     "scaled_dot_product_attention_jvp",
     "merge_attention_backward",
+    # masks
+    "BlockMask",
     # softmax
     "softmax",
     "log_softmax",
@@ -61,10 +68,12 @@ __all__ = [  # noqa: RUF022, by family
 
 
 def __getattr__(name):
-    if name in ("reference", "plot", "integrations"):
-        from importlib import import_module
+    from importlib import import_module
 
+    if name in ("reference", "plot", "integrations"):
         return import_module(f"attnpy.{name}")
+    if name == "BlockMask":
+        return import_module("attnpy._masks").BlockMask
     raise AttributeError(f"module 'attnpy' has no attribute {name!r}")
 
 

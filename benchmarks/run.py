@@ -19,7 +19,14 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FAMILIES = ("bench_attention", "bench_attention_backward", "bench_attention_jvp", "bench_softmax", "bench_call")
+FAMILIES = (
+    "bench_attention",
+    "bench_attention_backward",
+    "bench_attention_jvp",
+    "bench_masks",
+    "bench_softmax",
+    "bench_call",
+)
 TESTS = ("test_golden.py", "test_softmax.py", "test_attention.py")
 BUDGET, QUICK = 6.0, 1.2  # seconds a row
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # would choose NumPy's matrix kernel by hand

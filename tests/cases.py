@@ -11,6 +11,7 @@ import numerics
 import numpy as np
 import oracle
 import refusals
+import refusals_masks
 from calls import DTYPES, Call, Row, named
 from cases_backward import gradient_of
 from cases_softmax import softmax_backward, softmax_row
@@ -315,7 +316,19 @@ CASES = {
     "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
     "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
     "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, softmax_backward),
-    # Functions without arrays: only what they refuse.
+    # Functions without arrays, or that make no arrays: only what they refuse.
+    "BlockMask": Row(refused=refusals_masks.BLOCK_MASK),
+    "BlockMask.from_dense": Row(refused=refusals_masks.FROM_DENSE),
+    "BlockMask.from_function": Row(refused=refusals_masks.FROM_FUNCTION),
+    "BlockMask.from_blocks": Row(refused=refusals_masks.FROM_BLOCKS),
+    "BlockMask.causal": Row(refused=refusals_masks.CAUSAL),
+    "BlockMask.sliding_window": Row(refused=refusals_masks.SLIDING_WINDOW),
+    "BlockMask.global_tokens": Row(refused=refusals_masks.GLOBAL_TOKENS),
+    "BlockMask.longformer": Row(refused=refusals_masks.LONGFORMER),
+    "BlockMask.bigbird": Row(refused=refusals_masks.BIGBIRD),
+    "BlockMask.documents": Row(refused=refusals_masks.DOCUMENTS),
+    "BlockMask.prefix": Row(refused=refusals_masks.PREFIX),
+    "BlockMask.lengths": Row(refused=refusals_masks.LENGTHS),
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),
     "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),

@@ -8,7 +8,8 @@ FLOORS = ("core", "kernels", "isa", "bindings")  # and module.c above them: incl
 PYTHON_AND_NUMPY = re.compile(r"#\s*include\s*[<\"](Python\.h|numpy/)|\bPy_?[A-Z]\w+\s*\(|\bPyObject\b|\bnpy_\w+")
 HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
 
-FAMILIES = ("softmax", "attention")
+FAMILIES = ("softmax", "attention", "masks")
+WITHOUT_KERNELS = ("masks",)  # what kernels of other families are given
 MODULES = ("reference", "plot", "integrations")  # public names that are modules
 # What families there are besides: stems of one floor or two, which compute nothing that a user calls.
 TOOLS = {
@@ -26,6 +27,7 @@ WITHOUT_REFERENCE = {
     "show_config": "prints facts",
 }
 WITHOUT_BENCHMARK = {
+    "BlockMask": "has a row for each constructor",
     "DropoutKey": "what dropout_key returns, which has a row",
     "AttentionGradients": "what the backward functions return, which have rows",
     "show_config": "prints facts",
@@ -142,9 +144,27 @@ def public_functions(root):
     """Name → the module of its face."""
     init = tree(root / "attnpy" / "__init__.py")
     found = {}
-    for node in init.body:
+    for node in ast.walk(init):  # also where it says what loads later
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             found |= {alias.asname or alias.name: node.module for alias in node.names}
+    return found
+
+
+def methods(node, decorator):
+    """Of a class: its methods with this decorator, by name."""
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    return {
+        n.name: n for n in body if isinstance(n, ast.FunctionDef) and decorator in map(ast.unparse, n.decorator_list)
+    }
+
+
+def public_definitions(root):
+    """Functions, classes, and constructors of classes as Class.constructor → (module, definition or None)."""
+    found = {}
+    for name, module in public_functions(root).items():
+        node = definitions(root / "attnpy" / f"{module}.py").get(name)
+        found[name] = module, node
+        found |= {f"{name}.{made}": (module, n) for made, n in methods(node, "classmethod").items()}
     return found
 
 
@@ -166,17 +186,17 @@ def parameters(node):
     if isinstance(node, ast.ClassDef):
         made = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")]
         return [arg.arg for n in made for arg in (*n.args.args, *n.args.kwonlyargs)][1:]
-    return [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
+    names = [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
+    return names[1:] if "classmethod" in map(ast.unparse, node.decorator_list) else names
 
 
 def faces_are_documented(root):
-    for name, module in public_functions(root).items():
-        node = definitions(root / "attnpy" / f"{module}.py").get(name)
+    for name, (module, node) in public_definitions(root).items():
         if node is None:
             yield f"attnpy/{module}.py has no face {name}"
             continue
         text = ast.get_docstring(node) or ""
-        needed = ["See Also", "Examples"]
+        needed = ["Examples"] if "." in name else ["See Also", "Examples"]
         needed += ["Parameters", "Raises"] if parameters(node) else []
         returns = getattr(node, "returns", None)
         needed += ["Returns"] if returns is not None and ast.unparse(returns) != "None" else []
@@ -203,15 +223,17 @@ def faces_call_down_once(root):
 
 def every_function_has_a_reference(root):
     """Of the same name, on the floor below, with the same parameters but for out=."""
-    for name, module in public_functions(root).items():
+    for name, (module, node) in public_definitions(root).items():
         if name in WITHOUT_REFERENCE:
             continue
         path = root / "attnpy" / "reference" / f"{module}.py"
-        reference = definitions(path).get(name)
+        owner, _, made = name.partition(".")
+        reference = definitions(path).get(owner)
+        reference = methods(reference, "staticmethod").get(made) if made else reference
         if reference is None:
             yield f"{path.relative_to(root)} has no reference {name}"
             continue
-        face = [p for p in parameters(definitions(root / "attnpy" / f"{module}.py")[name]) if p != "out"]
+        face = [p for p in parameters(node) if p != "out"]
         if parameters(reference) != face:
             yield f"{path.relative_to(root)}: {name} takes {parameters(reference)}, its face {face}"
 
@@ -273,7 +295,7 @@ def every_function_has_a_test_row(root):
     for node in tree(root / "tests" / "cases.py").body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES":
             rows = {key.value for key in node.value.keys}
-    for name in sorted(set(public_functions(root)) ^ rows):
+    for name in sorted(set(public_definitions(root)) ^ rows):
         yield f"tests/cases.py: {name} is public without a row, or has a row without being public"
 
 
@@ -288,7 +310,7 @@ def every_function_has_a_benchmark(root):
                 and isinstance(node.args[0], ast.Constant)
             ):
                 named.add(node.args[0].value)
-    for name in public_functions(root):
+    for name in public_definitions(root):
         if name not in named and name not in WITHOUT_BENCHMARK:
             yield f"benchmarks/bench_*.py: no row measures {name}"
 
@@ -297,8 +319,8 @@ def every_function_is_in_the_readme(root):
     table = "\n".join(
         line for line in (root / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")
     )
-    for name in public_functions(root):
-        if not re.search(rf"`{name}\b", table) and name not in WITHOUT_README:
+    for name in public_definitions(root):
+        if not re.search(rf"`{re.escape(name)}\b", table) and name not in WITHOUT_README:
             yield f"README.md: the table of functions lacks {name}"
 
 
@@ -311,6 +333,8 @@ def stems_agree(root):
             f"tests/test_{family}*.py": 1, f"benchmarks/bench_{family}.py": 1,
         }  # fmt: skip
         for place in places:
+            if place.startswith("csrc/") and family in WITHOUT_KERNELS:
+                continue
             if not list(root.glob(place)):
                 yield f"{family}: there is no {place}"
     floors = {

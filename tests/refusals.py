@@ -1,6 +1,7 @@
 """Inputs that must be refused: what is changed in a good call, the error, and what its text must name."""
 
 import contextlib
+import operator
 from typing import NamedTuple
 
 import ml_dtypes
@@ -398,8 +399,8 @@ SHOW_CONFIG = of({}, ({"mode": "text"}, ValueError, "mode"))
 
 
 def attempt(function, arguments):
-    """Calls a public function; enters what it returns if that is a context."""
-    result = getattr(attnpy, function)(**arguments)
+    """Calls a public function or constructor; enters what it returns if that is a context."""
+    result = operator.attrgetter(function)(attnpy)(**arguments)
     if isinstance(result, contextlib.AbstractContextManager) or hasattr(result, "__enter__"):
         with result:
             pass

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import operator
 import re
 from pathlib import Path
 
@@ -14,8 +15,15 @@ from attnpy import reference
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = [name for name in attnpy.__all__ if inspect.isroutine(getattr(attnpy, name))]
 CLASSES = [name for name in attnpy.__all__ if inspect.isclass(getattr(attnpy, name))]
+METHODS = [  # constructors, and other methods with a name
+    f"{name}.{method}"
+    for name in CLASSES
+    for method, thing in vars(getattr(attnpy, name)).items()
+    if not method.startswith("_") and (isinstance(thing, classmethod) or inspect.isfunction(thing))
+]
 ORDER = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References", "Examples"]
 MATHS = {"attention_received", "attention_weights", "dropout_mask", "log_softmax", "logsumexp", "merge_attention"}
+MATHS |= {"BlockMask"}
 MATHS |= {"scaled_dot_product_attention", "softmax", "scaled_dot_product_attention_jvp"}
 MATHS |= {"scaled_dot_product_attention_backward", "attention_weights_backward"}
 MATHS |= {"softmax_backward", "log_softmax_backward", "logsumexp_backward", "merge_attention_backward"}
@@ -34,9 +42,9 @@ def described(text):
     ]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + METHODS)
 def test_examples_run(name):
-    thing = getattr(attnpy, name)
+    thing = operator.attrgetter(name)(attnpy)
     found = [test for test in doctest.DocTestFinder(recurse=False).find(thing, name) if test.examples]
     assert found, f"{name} has no example"
     for test in found:
@@ -45,17 +53,18 @@ def test_examples_run(name):
         assert results.failed == 0, "".join(said)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + METHODS)
 def test_docstrings_are_complete(name):
-    thing = getattr(attnpy, name)
+    thing = operator.attrgetter(name)(attnpy)
     parts = sections(thing.__doc__)
     summary = parts[""].splitlines()
     assert summary[0].endswith(".") and (len(summary) == 1 or summary[1] == ""), "one line that says what it does"
     headings = [heading for heading in parts if heading]
     assert headings == [heading for heading in ORDER if heading in headings], "the sections of numpydoc, in its order"
-    parameters = list(inspect.signature(thing).parameters)
+    parameters = [parameter for parameter in inspect.signature(thing).parameters if parameter != "self"]
     assert described(parts.get("Parameters", "")) == parameters
-    wanted = {"See Also", "Examples"} | ({"Parameters", "Raises"} if parameters else set())
+    wanted = {"Examples"} if name in METHODS else {"See Also", "Examples"}
+    wanted |= {"Parameters", "Raises"} if parameters else set()
     if name not in ("set_num_threads", *CLASSES):
         wanted |= {"Returns"}
     assert wanted <= set(headings)
@@ -66,7 +75,7 @@ def test_maths_is_stated_and_sourced(name):
     parts = sections(getattr(attnpy, name).__doc__)
     assert ".. math::" in parts[""]
     assert re.search(r"arXiv:\d{4}\.\d{5}|doi:10\.", parts["References"])
-    for line in parts["Parameters"].splitlines():
+    for line in parts.get("Parameters", "").splitlines():
         if "array_like" in line and not line.startswith(" "):
             assert "(" in line, f"no shape in: {line}"
 
@@ -106,6 +115,9 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     assert names["output"].shape == names["exact"].shape == (2, 8, 100, 64)
     matplotlib.pyplot.close("all")
     assert run_readme("import autograd")["gradient"].shape == (4, 10, 16)
+    long = run_readme("BlockMask.longformer")
+    assert long["output"].shape == (8, 8192, 64)
+    assert repr(long["mask"]) in (ROOT / "README.md").read_text()
 
 
 def test_readme_names_every_public_function():

@@ -43,6 +43,7 @@ SIGNATURES = {
     + "alibi_slopes=None, relative_bias=None)",
     "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
+    "BlockMask": "()",
     "dropout_key": "(rng)",
     "dropout_mask": "(shape, dropout_p, key, *, dtype)",
     "softmax": "(x, axis=-1, *, where=None, out=None)",

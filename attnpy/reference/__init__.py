@@ -14,6 +14,7 @@ from ._attention import (
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
+from ._masks import BlockMask
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 
@@ -28,6 +29,7 @@ __all__ = [  # noqa: RUF022, by family
     "merge_attention_backward",
     "dropout_mask",
     "scaled_dot_product_attention_jvp",
+    "BlockMask",
     "softmax",
     "log_softmax",
     "logsumexp",

@@ -238,7 +238,7 @@ def _biased(score, visible, name, bias):
 
 def _masked(score, visible, attn_mask):
     """A boolean mask says what is visible, a float one is added."""
-    attn_mask = _real("attn_mask", attn_mask)
+    attn_mask = attn_mask.to_dense() if hasattr(attn_mask, "to_dense") else _real("attn_mask", attn_mask)
     if attn_mask.dtype.kind == "b":
         return score, visible & np.broadcast_to(attn_mask, score.shape)
     if attn_mask.dtype.kind in "iu":

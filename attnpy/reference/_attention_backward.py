@@ -218,5 +218,5 @@ def _check_needs(needs, given):
             raise ValueError(f"needs is {needs!r}; it must hold some of {', '.join(given)}, each once")
         if given[name] is None:
             raise ValueError(f"needs: there is no {name}")
-        if name == "attn_mask" and np.asarray(given[name]).dtype.kind == "b":
+        if name == "attn_mask" and (hasattr(given[name], "to_dense") or np.asarray(given[name]).dtype.kind == "b"):
             raise ValueError("needs: a boolean attn_mask has no gradient")
