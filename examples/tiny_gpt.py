@@ -30,23 +30,19 @@ class Shape:
 
 
 def initial_weights(shape, rng, dtype=np.float32):
-    """name -> array. Matrices are stored (in, out) and keep the variance of what they multiply."""
+    """name -> array. Matrices are stored (in, out). Those whose results are added to x start at zero: at first each
+    layer lets everything pass."""
     C = shape.channels
     weights = {
         "characters": rng.normal(0, 0.02, (shape.alphabet, C)),
         "positions": rng.normal(0, 0.02, (shape.length, C)),
     }
-    matrices = {
-        "query": (C, C),
-        "key": (C, C),
-        "value": (C, C),
-        "mix": (C, C),
-        "widen": (C, 4 * C),
-        "narrow": (4 * C, C),
-    }
     for layer in range(shape.layers):
-        for name, size in matrices.items():
-            weights[f"{layer} {name}"] = rng.normal(0, 1 / math.sqrt(size[0]), size)
+        for name in ("query", "key", "value"):
+            weights[f"{layer} {name}"] = rng.normal(0, 1 / math.sqrt(C), (C, C))
+        weights[f"{layer} mix"] = np.zeros((C, C))
+        weights[f"{layer} widen"] = rng.normal(0, 1 / math.sqrt(C), (C, 4 * C))
+        weights[f"{layer} narrow"] = np.zeros((4 * C, C))
         weights |= {f"{layer} attention gain": np.ones(C), f"{layer} feed-forward gain": np.ones(C)}
     weights["last gain"] = np.ones(C)
     return {name: array.astype(dtype) for name, array in weights.items()}
@@ -90,7 +86,7 @@ def feed_forward(w, layer, x):
     return gelu(x @ w[f"{layer} widen"]) @ w[f"{layer} narrow"]
 
 
-# --- Two functions whose derivatives are worth writing down: left to autograd they take three times as long.
+# --- Two functions whose derivatives are worth writing down: left to autograd they take twice as long.
 
 
 @primitive
@@ -115,18 +111,18 @@ def normalize_vjp(y, x):
     return vjp
 
 
-@primitive
 def gelu(x):
-    """y = x p(x), where p(x) = (1 + tanh(a x + b x^3)) / 2 is close to the normal distribution function."""
-    return x * gelu_p(x)
+    return x * normal(x)
 
 
 GELU_A = math.sqrt(2 / math.pi)
 GELU_B = 0.044715 * GELU_A
 
 
-def gelu_p(x):
-    p = x * x  # the widest array of the model: one buffer, no temporaries
+@primitive
+def normal(x):
+    """p = (1 + tanh(a x + b x^3)) / 2, close to the normal distribution function."""
+    p = x * x  # here the arrays are widest: one buffer, no temporaries
     p *= GELU_B
     p += GELU_A
     p *= x
@@ -136,25 +132,23 @@ def gelu_p(x):
     return p
 
 
-def gelu_vjp(y, x):
-    """dx = dy (p + x p'), where p' = 2 p (1 - p) (a + 3 b x^2)"""
+def normal_vjp(p, x):
+    """dx = dp 2 p (1 - p) (a + 3 b x^2)"""
 
-    def vjp(dy):
-        p = gelu_p(x)
+    def vjp(dp):
         dx = x * x
         dx *= 6 * GELU_B
         dx += 2 * GELU_A
-        dx *= y
+        dx *= p
         dx *= 1 - p
-        dx += p
-        dx *= dy
+        dx *= dp
         return dx
 
     return vjp
 
 
 defvjp(normalize, normalize_vjp)
-defvjp(gelu, gelu_vjp)
+defvjp(normal, normal_vjp)
 
 
 class Trainer:

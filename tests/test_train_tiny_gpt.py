@@ -32,12 +32,11 @@ def gpt(script):
 
 
 def small(gpt, dtype, seed=3):
-    """A shape, its weights and a batch. Rows that do not look alike: embeddings of 0.02 would give flat attention."""
+    """A shape, weights and a batch. The weights are not the initial ones, of which some are 0 and others hide that."""
     shape = gpt.Shape(alphabet=5, heads=2, channels=8, length=6)
     rng = np.random.default_rng(seed)
     weights = gpt.initial_weights(shape, rng, dtype)
-    for name in ("characters", "positions"):
-        weights[name] *= 30
+    weights = {name: (w + 0.3 * rng.standard_normal(w.shape)).astype(dtype) for name, w in weights.items()}
     ids, targets = rng.integers(0, shape.alphabet, (2, 4, shape.length))
     return shape, weights, ids, targets
 

@@ -24,12 +24,14 @@ def modules():
 
 @pytest.fixture(scope="module")
 def start(modules):
-    """The text, the shape, and weights in float64 that float32 holds exactly."""
+    """The text, the shape, and weights in float64 that float32 holds exactly; none starts at 0."""
     script, _ = modules
     text = script.Text((EXAMPLES / "data" / "alice.txt").read_text(encoding="utf-8"), 64)
     shape = script.tiny_gpt.Shape(alphabet=len(text.alphabet), channels=64, length=64)
-    weights = script.tiny_gpt.initial_weights(shape, np.random.default_rng(0))
-    return text, shape, {name: array.astype(np.float64) for name, array in weights.items()}
+    rng = np.random.default_rng(0)
+    weights = script.tiny_gpt.initial_weights(shape, rng)
+    noise = {name: 0.1 * rng.standard_normal(array.shape).astype(np.float32) for name, array in weights.items()}
+    return text, shape, {name: (weights[name] + noise[name]).astype(np.float64) for name in weights}
 
 
 def cast(weights, dtype):
