@@ -3,17 +3,22 @@
 import argparse
 import ctypes
 import math
+import shutil
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import tiny_gpt
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import attnpy
+
+try:
+    import tiny_gpt
+    from threadpoolctl import threadpool_limits
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"train_tiny_gpt: {error}: run `make train`, which installs what is needed")
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = 20  # steps that are run again, beside PyTorch
@@ -110,7 +115,8 @@ def train(trainer, text, options):
     """The loss of each step, and [(step, loss on the held-out text)]."""
     losses, held_out = [], []
     batches = text.batches(options.seed, options.batch)
-    bar = tqdm(range(options.steps), "training", unit="step", ncols=100, file=sys.stdout)
+    columns, often = min(100, shutil.get_terminal_size().columns), 0.1 if sys.stdout.isatty() else 10
+    bar = tqdm(range(options.steps), "training", unit="step", ncols=columns, mininterval=often, file=sys.stdout)
     for step in bar:
         losses.append(trainer.step(*next(batches), rate(step, options)))
         if step % 100 == 99 or step == options.steps - 1:
@@ -118,8 +124,8 @@ def train(trainer, text, options):
         now = f"loss {np.mean(losses[-20:]):.3f}" + (f", held out {held_out[-1][1]:.3f}" if held_out else "")
         bar.set_postfix_str(now, refresh=False)
     print(
-        f"loss     {losses[0]:.4f} at first, {np.mean(losses[-20:]):.4f} at the end (mean of 20 steps), "
-        f"{held_out[-1][1]:.4f} on the held-out text, in nats per character"
+        f"loss     {losses[0]:.4f} -> {np.mean(losses[-20:]):.4f} (mean of the last 20 steps), "
+        f"held-out text {held_out[-1][1]:.4f} nats per character"
     )
     return losses, held_out
 

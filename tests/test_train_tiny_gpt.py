@@ -1,6 +1,8 @@
 """The example that trains: its gradients and dtypes, its determinism, its sampling, what it prints and draws."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -191,6 +193,20 @@ def test_what_the_script_prints_and_draws(script, tmp_path, capsys, monkeypatch)
     script.main(["--steps", "3", "--batch", "2", "--text", str(tmp_path / "text.txt"), "--picture", str(picture)])
     printed = capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert re.search(r"^loss +[3-5]\.\d{4} at first, ", printed, re.M)
+    assert re.search(r"^loss +[3-5]\.\d{4} -> [2-5]\.\d{4} ", printed, re.M)
     assert re.search(r"^PyTorch +not compared: .*make train-twin", printed, re.M)
     assert len(printed.partition("\nsample\n")[2]) > 500
+
+
+@pytest.mark.parametrize("package", ["autograd", "tqdm"])
+def test_missing_packages_are_said_in_one_line(package, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}')")
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "train_tiny_gpt.py"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(attnpy.__file__).parent.parent}"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 1 and not run.stdout
+    assert run.stderr.count("\n") == 1 and "run `make train`" in run.stderr
