@@ -39,12 +39,11 @@ __all__ = [  # noqa: RUF022, by family
     "merge_attention",
     "scaled_dot_product_attention_backward",
     "attention_weights_backward",
+    "scaled_dot_product_attention_jvp",
     "AttentionGradients",
     "DropoutKey",
     "dropout_key",
     "dropout_mask",
-    # derivatives of attention
-    "scaled_dot_product_attention_jvp",
     "merge_attention_backward",
     # masks
     "BlockMask",

@@ -106,6 +106,7 @@ def scaled_dot_product_attention_jvp(
     See Also
     --------
     scaled_dot_product_attention, dropout_key
+    scaled_dot_product_attention_backward : the reverse mode.
     attnpy.reference.scaled_dot_product_attention_jvp : the same in float64 NumPy.
 
     Notes

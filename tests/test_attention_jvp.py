@@ -9,7 +9,6 @@ from inputs import OPTIONS, TYPES, check_call, operands, options_of, seed_of
 from numerics import errors, same_bits, unit
 
 import attnpy
-import attnpy._attention_backward
 
 JVP = "scaled_dot_product_attention_jvp"
 NAMES = ("query", "key", "value")
@@ -128,9 +127,7 @@ def test_is_the_transpose_of_the_backward(names):
     u, w = rng.standard_normal(output.shape), rng.standard_normal(lse.shape)
     rest = {k: v for k, v in arguments.items() if not k.endswith("_tangent") and k != "return_lse"}
     needs = [name for name in DIRECTIONS if name in rest]
-    gradients = attnpy._attention_backward.scaled_dot_product_attention_backward(
-        u, **rest, output=output, lse=lse, grad_lse=w, needs=needs
-    )
+    gradients = attnpy.scaled_dot_product_attention_backward(u, **rest, output=output, lse=lse, grad_lse=w, needs=needs)
     forwards = (u * output_tangent).sum() + (w * lse_tangent).sum()
     backwards = sum((getattr(gradients, name) * arguments[f"{name}_tangent"]).sum() for name in needs)
     _, tangent, _, mean = bounds.scaled_dot_product_attention_jvp(arguments)
