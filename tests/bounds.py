@@ -79,7 +79,7 @@ def scaled_dot_product_attention_jvp(arguments):
     base = {k: v for k, v in arguments.items() if not k.endswith("_tangent")}
     results = scaled_dot_product_attention(base)
     exact, tangents = oracle.attention_jvp(wider(compute), arguments)
-    both = {**arguments, "return_lse": True}
+    both = {"query_tangent": None, "key_tangent": None, "value_tangent": None, **arguments, "return_lse": True}
     wanted = exact_of("scaled_dot_product_attention_jvp", compute, both, (None, tangents.output, None, tangents.lse))
     plain = oracle.attention_jvp(np.float32, arguments)[1] if _all_float32(arguments) else None
 

@@ -29,10 +29,16 @@ def moved(rng, dtype, names, *, L=5, S=7, E=8, H=4, G=2, batch=(2,)):
     return arguments | options | {"return_lse": True}
 
 
+def thinned(rng, arguments):
+    """The same call, a third of the tangents left out."""
+    gone = {name: None for name in arguments if name.endswith("_tangent") and rng.random() < 1 / 3}
+    return arguments | gone
+
+
 def forward(arguments, step):
     """(output, lse) of the reference, `step` along the direction."""
-    direction = {k: v for k, v in arguments.items() if k.endswith("_tangent")}
-    rest = {k: v for k, v in arguments.items() if k not in direction}
+    rest = {k: v for k, v in arguments.items() if not k.endswith("_tangent")}
+    direction = {k: v for k, v in arguments.items() if k not in rest and v is not None}
     ahead = {k.removesuffix("_tangent"): rest[k.removesuffix("_tangent")] + step * v for k, v in direction.items()}
     return attnpy.reference.scaled_dot_product_attention(**rest | ahead)
 
@@ -74,7 +80,7 @@ def test_is_the_slope_of_the_forward_with_two_options(pair):
     rng = np.random.default_rng(seed := seed_of(pair))
     arguments = moved(rng, np.float64, pair, L=6, S=9)
     if arguments is not None:
-        check_slope(arguments, f"{' with '.join(pair)}, seed {seed}")
+        check_slope(thinned(rng, arguments), f"{' with '.join(pair)}, seed {seed}")
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -95,7 +101,7 @@ def test_every_pair_of_options(pair):
     L, S, E, H, G = SIZES[seed % len(SIZES)]
     arguments = moved(rng, TYPES[list(TYPES)[seed % 4]], pair, L=L, S=S, E=E, H=H, G=G)
     if arguments is not None:
-        check_call(JVP, arguments, f"{' with '.join(pair)}, seed {seed}")
+        check_call(JVP, thinned(rng, arguments), f"{' with '.join(pair)}, seed {seed}")
 
 
 @pytest.mark.parametrize("dtype", TYPES)
