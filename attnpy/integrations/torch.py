@@ -15,7 +15,7 @@ from ._gradients import RULES
 
 __all__ = ["dropout_key", "handler_of", "register_with_transformers"]
 
-SCALARS = {type(None), bool, int, float, str}  # types that hold no tensor
+SCALARS = {bool, int, float, str}  # types that hold no tensor
 
 
 def handler_of(kind):
@@ -28,7 +28,7 @@ def handle(name, arguments):
     forward_mode = forward_ad._current_level >= 0
     plain = list(arguments)
     for place, x in enumerate(arguments):
-        if type(x) not in SCALARS:
+        if x is not None and type(x) not in SCALARS:
             if (records and _any(_requires_grad, x)) or (forward_mode and _any(_has_tangent, x)):
                 return _recorded(name, rule, arguments)
             plain[place] = _plain(x, rule and rule.names, place)
@@ -62,20 +62,18 @@ def _plain(x, names, place):
 
 def _array(tensor, names=None, place=None):
     """The tensor's memory as an ndarray; no gradient by it may be being recorded. names[place] is what it is called."""
-    if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_quantized:
-        kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
-        what = _what(names, place)
-        raise TypeError(f"{what} is a {kind} tensor on {tensor.device}; attnpy takes dense tensors on the CPU")
     try:
         if tensor.dtype is torch.bfloat16:
             return tensor.detach().view(torch.int16).numpy().view(_bfloat16())
         return tensor.numpy()
     except (RuntimeError, TypeError) as error:
-        raise TypeError(f"{_what(names, place)} cannot be read as an array: {error}") from error
-
-
-def _what(names, place):
-    return f"argument {place}" if names is None else names[place]
+        what = f"argument {place}" if names is None else names[place]
+        if tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_quantized:
+            raise TypeError(f"{what} cannot be read as an array: {error}") from error
+        kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{what} is a {kind} tensor on {tensor.device}; attnpy takes dense tensors on the CPU"
+        ) from error
 
 
 def _bfloat16():
@@ -120,7 +118,7 @@ def _recorded(name, rule, arguments):
     record.arguments, record.names = rule.spread(arguments)
     record.places, tensors = [], []
     for place, x in enumerate(record.arguments):
-        if type(x) in SCALARS or not isinstance(x, torch.Tensor):
+        if x is None or type(x) in SCALARS or not isinstance(x, torch.Tensor):
             continue
         what = record.names[place]
         if x.requires_grad and not rule.differentiates(what):
