@@ -261,3 +261,20 @@ def test_a_saturated_softcap_stands_still():
     arguments["query"], arguments["key"] = np.abs(arguments["query"]) + 1, np.abs(arguments["key"]) + 1
     _, tangent, _, mean = getattr(attnpy, JVP)(**arguments)
     assert not tangent.any() and not mean.any()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_block_mask_is_its_dense_array(dtype):
+    """What lies in hidden tiles is not read, in tangents neither; the products are those of the dense mask."""
+    rng = np.random.default_rng(seed_of("block mask", dtype))
+    arguments = moved(rng, TYPES[dtype], ("bias", "sinks"), L=200, S=330)
+    band = attnpy.BlockMask.sliding_window
+    mask = band(200, 330, 40, 0, offset=0) | band(200, 330, 3, 0, offset=100)
+    check_call(JVP, arguments | {"attn_mask": mask.to_dense()}, "dense")
+    dense = getattr(attnpy, JVP)(**arguments, attn_mask=mask.to_dense())
+    hidden = ~mask.to_dense()
+    arguments["bias_tangent"] = np.where(hidden, np.nan, arguments["bias_tangent"])
+    for name in ("key_tangent", "value_tangent"):
+        arguments[name][:, :, hidden.all(0)] = np.nan
+    for n, ours in enumerate(getattr(attnpy, JVP)(**arguments, attn_mask=mask)):
+        same_bits(ours, dense[n], f"result {n}")
