@@ -1,5 +1,6 @@
 """What a call, an import and an installation cost, and how much memory a long sequence takes."""
 
+import functools
 import importlib.util
 import io
 import subprocess
@@ -122,6 +123,28 @@ def attention_call(case):
     return Row("scaled_dot_product_attention", f"call, {case.name}", prepare, ("us", 1.5))
 
 
+def tensor_calls(case):
+    """Calls with tensors of PyTorch: what the bridge costs, beside PyTorch's own function."""
+    import torch
+
+    plain = [peers.tensor(x) for x in case.operands()[0]]
+    recorded = [x.clone().requires_grad_() for x in plain]
+    theirs, ones = torch.nn.functional.scaled_dot_product_attention, torch.ones_like(plain[0])
+    ways = {
+        "call of tensors": lambda function: function(*plain),
+        "call of tensors, recorded": lambda function: function(*recorded),
+        "call of tensors, recorded, and its gradients": lambda function: torch.autograd.grad(
+            function(*recorded), recorded, ones
+        ),
+    }
+    for name, way in ways.items():
+        ours = functools.partial(way, attnpy.scaled_dot_product_attention)
+        other = {"torch": functools.partial(way, theirs)}
+        goal = ("us", 11.5) if name == "call of tensors" else None  # a plain call and 10
+        prepare = calls(ours, lambda wanted, other=other: other if "torch" in wanted else {})
+        yield Row("scaled_dot_product_attention", f"{name}, {case.name}", prepare, goal)
+
+
 def rows():
     yield attention_call(Attention(H=1, L=4, D=8))
     query, key, _ = Attention(H=1, L=4, D=8).operands()[0]
@@ -140,6 +163,8 @@ def rows():
         "dropout_mask", "call, 4x8 float32", calls(lambda: attnpy.dropout_mask((1, 4, 8), 0.1, drawn, dtype=np.float32))
     )
     yield Row("dropout_key", "call", calls(lambda: attnpy.dropout_key(generator)))
+    if importlib.util.find_spec("torch"):
+        yield from tensor_calls(Attention(H=1, L=4, D=8))
     yield Row("get_num_threads", "call", calls(attnpy.get_num_threads))
     yield Row("set_num_threads", "call", calls(lambda: attnpy.set_num_threads(attnpy.get_num_threads())))
     yield Row("num_threads", "call, entered and left", calls(entered))
