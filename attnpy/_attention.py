@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from ._masks import BlockMask
+
 
 def scaled_dot_product_attention(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
@@ -60,10 +62,11 @@ def scaled_dot_product_attention(
         head axis (2-D) there is one head. The dtype of the result comes from these three: float64, integers and bools
         compute in float64, float32 in float32; float16 and bfloat16 are read in place, computed in float32, and rounded
         once.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
         bool: True = attend. float: added to the scores; -inf hides a key exactly as False does. It broadcasts to
         (..., H, L, S) from the right, so a 3-D mask is per head; a mask of keys (B, S) is passed as
-        ``mask[:, None, None, :]``. A float mask of zeros and ones warns, since a boolean one was probably meant.
+        ``mask[:, None, None, :]``. A float mask of zeros and ones warns, since a boolean one was probably meant. A
+        `BlockMask` is stored in tiles of 64 × 64, of which hidden ones cost neither time nor memory.
     dropout_p : float, default 0.0
         Probability in [0, 1) with which each weight becomes 0; the others are divided by 1 - `dropout_p`. Needs `rng`.
     is_causal : bool, default False
@@ -121,6 +124,7 @@ def scaled_dot_product_attention(
     attention_weights : the weights P themselves, of all or of some rows.
     attention_received : their sum over the queries.
     merge_attention : joins results over parts of the keys.
+    BlockMask : masks of long sequences, in tiles.
     attnpy.reference.scaled_dot_product_attention : the same in float64 NumPy.
 
     Notes
@@ -173,7 +177,7 @@ def scaled_dot_product_attention(
 def attention_weights(
     query: ArrayLike,
     key: ArrayLike,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
@@ -199,7 +203,7 @@ def attention_weights(
     query : (..., H, L, E) array_like
     key : (..., G, S, E) array_like
         Their dtypes give that of the result, as in `scaled_dot_product_attention`.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
     is_causal : bool, default False
     scale : float, optional
     bias : (..., H, L, S) array_like of float, optional
@@ -263,7 +267,7 @@ def attention_weights(
 def attention_received(
     query: ArrayLike,
     key: ArrayLike,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
@@ -289,7 +293,7 @@ def attention_received(
     query : (..., H, L, E) array_like
     key : (..., G, S, E) array_like
         Their dtypes give that of the result, as in `scaled_dot_product_attention`.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
     is_causal : bool, default False
     scale : float, optional
     bias : (..., H, L, S) array_like of float, optional

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from ._masks import BlockMask
+
 
 class AttentionGradients(NamedTuple):
     """The gradients of attention's operands; None where one was not asked for.
@@ -60,7 +62,7 @@ def scaled_dot_product_attention_backward(
     output: ArrayLike,
     lse: ArrayLike,
     *,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -107,7 +109,7 @@ def scaled_dot_product_attention_backward(
     output : (..., H, L, D) array_like
     lse : (..., H, L) array_like
         What the forward returned with ``return_lse=True``.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
     dropout_p : float, default 0.0
     is_causal : bool, default False
     scale : float, optional
@@ -210,7 +212,7 @@ def attention_weights_backward(
     query: ArrayLike,
     key: ArrayLike,
     *,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     is_causal: bool = False,
     scale: float | None = None,
     bias: ArrayLike | None = None,
@@ -241,7 +243,7 @@ def attention_weights_backward(
     query : (..., H, L, E) array_like
     key : (..., G, S, E) array_like
         As given to the forward. Their dtypes say what is computed in, as there.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
     is_causal : bool, default False
     scale : float, optional
     bias : (..., H, L, S) array_like of float, optional

@@ -10,6 +10,8 @@ from ._native import core as _core
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from ._masks import BlockMask
+
 
 def scaled_dot_product_attention_jvp(
     query: ArrayLike,
@@ -19,7 +21,7 @@ def scaled_dot_product_attention_jvp(
     key_tangent: ArrayLike | None,
     value_tangent: ArrayLike | None,
     *,
-    attn_mask: ArrayLike | None = None,
+    attn_mask: ArrayLike | BlockMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -63,7 +65,7 @@ def scaled_dot_product_attention_jvp(
     value_tangent : (..., G, S, D) array_like or None
         The direction, of numbers of any real dtype; each broadcasts to the shape given here. None is a direction of
         zeros, whose products are left out.
-    attn_mask : (..., H, L, S) array_like of bool or float, optional
+    attn_mask : (..., H, L, S) array_like of bool or float, or BlockMask, optional
     dropout_p : float, default 0.0
     is_causal : bool, default False
     scale : float, optional

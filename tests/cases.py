@@ -7,6 +7,7 @@ import inspect
 from typing import NamedTuple
 
 import bounds
+import masks
 import numerics
 import numpy as np
 import oracle
@@ -21,7 +22,7 @@ import attnpy
 
 def check(call, got, note="", ratchet=True):
     """The accuracy rule, for all results of a call."""
-    expected = getattr(bounds, call.function)(call.arguments)
+    expected = getattr(bounds, call.function)(oracle.spelt_out(call.arguments))
     assert len(got) == len(expected), f"{call.function} {call.label}: {len(got)} results, wanted {len(expected)}"
     for result, what in zip(got, expected, strict=True):
         numerics.assert_accurate(call.function, result, what, f"{call.label} {note}".strip(), ratchet)
@@ -75,8 +76,8 @@ ATTENTION_HEAVY = [
     (Size((), 8, 1, 5, 3001, 16, 16), "sinks"),
 ]
 ATTENTION_OPTIONS = (
-    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "bias", "softcap",
-    "alibi", "sinks", "lengths", "scale", "broadcast", "together",
+    "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "blocks", "bias",
+    "softcap", "alibi", "sinks", "lengths", "scale", "broadcast", "together",
 )  # fmt: skip
 
 
@@ -104,6 +105,8 @@ def attention_options(option, size, rng, real):
         mask[:, : L // 3, S // 2 :] = False  # whole blocks
         mask[:, :1] = False  # whole rows
         given["attn_mask"] = mask
+    if option == "blocks":
+        given["attn_mask"] = attnpy.BlockMask.from_dense(masks.of_tiles(rng, (H,), L, S))
     if option == "key_mask":
         given["attn_mask"] = rng.random((*batch, 1, 1, S)) < 0.6
     if option == "float_mask":
@@ -200,7 +203,7 @@ def attention_hidden(arguments):
             x = arguments[name]
             hidden[name] = np.broadcast_to(_all_of(~seen, x.shape[:-1])[..., None], x.shape)
     for name in oracle.ADDITIVE:
-        mask = arguments.get(name)
+        mask = oracle.spelt_out(arguments).get(name)
         if mask is not None and mask.dtype != bool:
             others = oracle.visible_keys({k: v for k, v in arguments.items() if k != name}) & rows[:, None]
             hidden[name] = _all_of(~others, mask.shape)

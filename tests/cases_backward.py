@@ -27,7 +27,7 @@ def gradient_of(function, make_forward):
         arguments["needs"] = tuple(
             name
             for name in attnpy.AttentionGradients._fields
-            if arguments.get(name) is not None and np.asarray(arguments[name]).dtype != bool
+            if arguments.get(name) is not None and np.asarray(oracle.spelt_out(arguments)[name]).dtype != bool
         )
         return Call(function, arguments, call.label, gradient_hidden(arguments, call.hidden))
 

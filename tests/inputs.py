@@ -10,6 +10,7 @@ import bounds
 import ml_dtypes
 import numerics
 import numpy as np
+import oracle
 
 import attnpy
 
@@ -47,12 +48,13 @@ def check_call(name, arguments, note="", constructed=False):
     got = getattr(attnpy, name)(**arguments)
     results = [x for x in got if x is not None] if isinstance(got, tuple) else [got]  # of gradients those asked for
     shown = {
-        name: f"{np.asarray(x).dtype}{np.shape(x)}" if np.ndim(x) else x
+        name: f"{np.asarray(x).dtype}{np.shape(x)}" if np.ndim(x) else repr(x).splitlines()[0]
         for name, x in arguments.items()
         if x is not None
     }
     label = ", ".join([note, *(f"{name} {x}" for name, x in shown.items())])
-    clean = {name: finite(x) if name in DATA else x for name, x in arguments.items() if x is not None}
+    clean = oracle.spelt_out(arguments)
+    clean = {name: finite(x) if name in DATA else x for name, x in clean.items() if x is not None}
     expected = getattr(bounds, name)(clean)
     for result, wanted in zip(results, expected, strict=True):
         if constructed:
@@ -84,6 +86,7 @@ def backward_of(query, key, value, *, random, grad_lse=True, needs=None, **optio
 
 def differentiable(given):
     """The operands that have a gradient."""
+    given = oracle.spelt_out(given)
     return tuple(name for name in GRADIENTS if name in given and np.asarray(given[name]).dtype != bool)
 
 

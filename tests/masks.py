@@ -1,4 +1,4 @@
-"""What any BlockMask must be: the one form of its dense array, as kernels rely on."""
+"""What any BlockMask must be, the one form of its dense array as kernels rely on it; and masks for tests."""
 
 import zlib
 
@@ -45,3 +45,11 @@ def check_form(mask):
     if L % 64:
         last = pattern[(rows % R == R - 1) & (pattern >= 0)] if len(rows) else pattern
         assert not bits[last, L % 64 :].any(), "rows past L are 0"
+
+
+def of_tiles(rng, lead, L, S):
+    """Tiles that are empty, full or random, and a first row that sees nothing, (*lead, L, S)."""
+    kind = rng.integers(0, 3, (*lead, -(-L // 64), -(-S // 64))).repeat(64, -2).repeat(64, -1)[..., :L, :S]
+    dense = (kind == 1) | ((kind == 2) & (rng.random((*lead, L, S)) < 0.6))
+    dense[..., :1, :] &= L == 1
+    return dense

@@ -45,8 +45,14 @@ def sizes(query, key, value=None, **_):
     return batch, heads[0], heads[1], arrays[0].shape[-2], arrays[1].shape[-2], all(x.ndim == 2 for x in arrays)
 
 
+def spelt_out(arguments):
+    """The arguments with a BlockMask as the array it stands for."""
+    return {name: x.to_dense() if isinstance(x, attnpy.BlockMask) else x for name, x in arguments.items()}
+
+
 def visible_keys(arguments):
     """(..., H, L, S): which keys each query row sees."""
+    arguments = spelt_out(arguments)
     batch, H, _, L, S, _ = sizes(**arguments)
 
     def given(name, default):

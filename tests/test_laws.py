@@ -298,6 +298,8 @@ def test_references_over_success(name):
     for call in actions:
         out = call.arguments.get("out")
         held += [*call.arrays.values(), *(out if isinstance(out, tuple) else []), *laws.integers_in(call.arguments)]
+        masks = [x for x in call.arguments.values() if isinstance(x, attnpy.BlockMask)]
+        held += masks + [array for mask in masks for array in mask._core_arrays]
     laws.references(actions, held)
 
 
