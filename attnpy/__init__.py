@@ -22,6 +22,7 @@ from ._attention import (
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
+from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
@@ -47,6 +48,9 @@ __all__ = [  # noqa: RUF022, by family
     "merge_attention_backward",
     # masks
     "BlockMask",
+    # packed sequences
+    "varlen_attention",
+    "varlen_attention_backward",
     # softmax
     "softmax",
     "log_softmax",

@@ -24,6 +24,7 @@ FAMILIES = (
     "bench_attention_backward",
     "bench_attention_jvp",
     "bench_masks",
+    "bench_attention_varlen",
     "bench_softmax",
     "bench_call",
 )

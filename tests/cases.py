@@ -7,22 +7,26 @@ import inspect
 from typing import NamedTuple
 
 import bounds
+import bounds_varlen
 import masks
 import numerics
 import numpy as np
 import oracle
 import refusals
 import refusals_masks
+import refusals_varlen
 from calls import DTYPES, Call, Row, named
 from cases_backward import gradient_of
 from cases_softmax import softmax_backward, softmax_row
+from cases_varlen import varlen_backward_row, varlen_row
 
 import attnpy
 
 
 def check(call, got, note="", ratchet=True):
     """The accuracy rule, for all results of a call."""
-    expected = getattr(bounds, call.function)(oracle.spelt_out(call.arguments))
+    room = bounds if hasattr(bounds, call.function) else bounds_varlen
+    expected = getattr(room, call.function)(oracle.spelt_out(call.arguments))
     assert len(got) == len(expected), f"{call.function} {call.label}: {len(got)} results, wanted {len(expected)}"
     for result, what in zip(got, expected, strict=True):
         numerics.assert_accurate(call.function, result, what, f"{call.label} {note}".strip(), ratchet)
@@ -302,6 +306,8 @@ CASES = {
     ),
     "attention_weights_backward": gradient_row("attention_weights_backward", ("rows",), refusals.WEIGHTS_BACKWARD),
     "AttentionGradients": Row(refused=refusals.GRADIENTS),
+    "varlen_attention": varlen_row(attention_hidden, refusals_varlen.VARLEN),
+    "varlen_attention_backward": varlen_backward_row(attention_hidden, refusals_varlen.VARLEN_BACKWARD),
     "merge_attention": Row(
         _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
     ),

@@ -23,6 +23,10 @@ OPTIONS = (
     "scale=None, bias=None, causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
     "query_lengths=None, kv_lengths=None, "
 )
+PACKED = (
+    "cu_seqlens_q, cu_seqlens_k, max_seqlen_q=None, max_seqlen_k=None, *, dropout_p=0.0, is_causal=False, scale=None, "
+    "causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, rng=None, "
+)
 SIGNATURES = {
     "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
     + OPTIONS
@@ -41,6 +45,10 @@ SIGNATURES = {
     + "rows=None, needs=('query', 'key'), out=None)",
     "AttentionGradients": "(query=None, key=None, value=None, attn_mask=None, bias=None, sinks=None, "
     + "alibi_slopes=None, relative_bias=None)",
+    "varlen_attention": "(query, key, value, " + PACKED + "return_lse=False, out=None)",
+    "varlen_attention_backward": "(grad_output, query, key, value, output, lse, "
+    + PACKED
+    + "grad_lse=None, needs=('query', 'key', 'value'), out=None)",
     "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
     "BlockMask": "()",

@@ -43,6 +43,8 @@ ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "sc
              "dropout_key", "return_lse", "out")  # fmt: skip
 WEIGHTS = ("query", "key", "attn_mask", "is_causal", "scale", *POSITIONS, "rows", "out")
 RECEIVED = (*WEIGHTS[:-2], "out")
+VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
+          "window_size", "softcap", "alibi_slopes", "sinks", "dropout_key", "return_lse", "out")  # fmt: skip
 GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")  # the order of _core's `needs`
 
 
@@ -119,6 +121,24 @@ def _received_backward(arguments, needed, gradients, places):
     return _by_place(RECEIVED, found)
 
 
+# --- packed sequences
+
+
+def _varlen(arguments):
+    output, lse = _core.varlen_attention(*arguments[:-2], True, None)
+    return ((output, lse), ()) if arguments[-2] else ((output,), (lse,))
+
+
+def _varlen_backward(arguments, needed, gradients, places):
+    output, lse = needed
+    grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
+    found = _core.varlen_attention_backward(
+        _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse, _needs(VARLEN, places),
+        None,
+    )  # fmt: skip
+    return _by_place(VARLEN, found)
+
+
 # --- merging: n outputs, n log-sum-exps, out
 
 
@@ -186,6 +206,7 @@ RULES = {
     ),
     "attention_weights": Rule(WEIGHTS, frozenset(GRADIENTS), _weights, _weights_backward, needs_results=False),
     "attention_received": Rule(RECEIVED, frozenset(GRADIENTS), _received, _received_backward, needs_results=False),
+    "varlen_attention": Rule(VARLEN, frozenset(GRADIENTS) & frozenset(VARLEN), _varlen, _varlen_backward),
     "merge_attention": Rule(
         ("outputs", "lses", "out"),
         frozenset({"outputs", "lses"}),

@@ -14,6 +14,7 @@ from ._attention import (
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
+from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._masks import BlockMask
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
@@ -30,6 +31,8 @@ __all__ = [  # noqa: RUF022, by family
     "dropout_mask",
     "scaled_dot_product_attention_jvp",
     "BlockMask",
+    "varlen_attention",
+    "varlen_attention_backward",
     "softmax",
     "log_softmax",
     "logsumexp",

@@ -43,7 +43,7 @@ def scaled_dot_product_attention(
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1)")
     if dropout_p > 0:
-        weights = weights * _kept(weights.shape, dropout_p, _key_words(rng)) / (1 - dropout_p)
+        weights = weights * _kept(weights.shape, dropout_p, rng) / (1 - dropout_p)
     output = _weighted_sum(weights, visible, value)
     if one_head:
         output, lse = output[..., 0, :, :], lse[..., 0, :]
@@ -126,7 +126,7 @@ def dropout_mask(shape, dropout_p, key, *, dtype):
         raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1)")
     if not hasattr(key, "words"):
         raise TypeError(f"key is a {type(key).__name__}; it must be a DropoutKey: key = attnpy.dropout_key(rng)")
-    kept = _kept(shape, dropout_p, key.words)
+    kept = _kept(shape, dropout_p, key)
     return kept if np.dtype(dtype).kind == "b" else (kept / (1 - dropout_p)).astype(dtype)
 
 
@@ -322,11 +322,15 @@ def _key_words(rng):
     raise TypeError(f"rng is {type(rng).__name__}; dropout needs a numpy.random.Generator or an attnpy.DropoutKey")
 
 
-def _kept(shape, dropout_p, words):
-    """What is kept: (batch, head, i, j) where word j mod 4 of Threefry at (j // 4, i, head, batch) is >= p 2^32."""
+def _kept(shape, dropout_p, rng):
+    """What is kept: (batch, head, i, j) where word j mod 4 of Threefry at (j // 4, i, head, batch) is >= p 2^32.
+
+    Batch elements are counted in C order, from `rng.first_batch` on if it says so.
+    """
+    words, first = _key_words(rng), np.uint32(getattr(rng, "first_batch", 0))
     *batch, heads, rows, keys = (1, *shape) if len(shape) == 2 else shape
     number, head, i, four = np.indices((math.prod(batch), heads, rows, -(-keys // 4)), np.uint32)
-    random = np.stack(_threefry4x32([four, i, head, number], words), axis=-1)
+    random = np.stack(_threefry4x32([four, i, head, first + number], words), axis=-1)
     random = random.reshape(*random.shape[:-2], 4 * random.shape[-2])[..., :keys]
     return (random >= np.uint32(math.floor(dropout_p * 2**32))).reshape(shape)
 

@@ -11,7 +11,6 @@ import numpy as np
 from ._attention import (
     _float64,
     _kept,
-    _key_words,
     _operands,
     _rows,
     _scores,
@@ -83,7 +82,7 @@ def scaled_dot_product_attention_backward(
     if isinstance(rng, np.random.Generator):
         raise TypeError("rng is a Generator; pass the DropoutKey of the forward: key = attnpy.dropout_key(rng)")
     if dropout_p > 0:
-        kept = _kept(visible.shape, dropout_p, _key_words(rng)) / (1 - dropout_p)
+        kept = _kept(visible.shape, dropout_p, rng) / (1 - dropout_p)
     with np.errstate(all="ignore"):
         weights = np.where(visible & (lse != -np.inf), np.exp(score - lse), 0.0)
         grad_weights = np.where(visible, kept * (grad_output @ v.swapaxes(-1, -2)), 0.0)

@@ -9,7 +9,6 @@ import numpy as np
 from ._attention import (
     _float64,
     _kept,
-    _key_words,
     _operands,
     _per_head,
     _scores,
@@ -117,4 +116,4 @@ def _dropped(dropout_p, rng, shape):
         raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1)")
     if isinstance(rng, np.random.Generator):
         raise TypeError("rng is a Generator; pass a DropoutKey: key = attnpy.dropout_key(rng)")
-    return _kept(shape, dropout_p, _key_words(rng)) / (1 - dropout_p) if dropout_p > 0 else 1.0
+    return _kept(shape, dropout_p, rng) / (1 - dropout_p) if dropout_p > 0 else 1.0

@@ -101,6 +101,7 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
     if (!engine_window(argument[4], &a->window_left, &a->window_right) || !engine_softcap(argument[5], &a->softcap))
         return false;
     a->dropout_p = 0;
+    a->first_batch = 0;
     a->rows.data = a->lse.data = NULL;
     return check_positions(e, a);
 }

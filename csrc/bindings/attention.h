@@ -6,7 +6,7 @@
 
 #include "engine.h"
 
-#include "../kernels/attention.h"
+#include "../kernels/attention_backward.h"
 
 #define PLACE(member) offsetof(struct attn_attention, member)
 
@@ -32,5 +32,11 @@ bool attention_bind_scores(struct engine *e, PyObject *const *argument, struct a
 
 /* rows: a list of query rows, negative ones from the end; None: all. Size 'l' becomes its length. */
 bool attention_bind_rows(struct engine *e, PyObject *object, struct attn_attention *a);
+
+/* Something that must be there; ENGINE_ADDED operands may be absent. */
+bool attention_check_present(const char *name, PyObject *object);
+
+/* The gradients that `needs` flags, in the order of the function's outputs; tensors of the others are absent. */
+bool attention_bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_attention_backward *b);
 
 #endif

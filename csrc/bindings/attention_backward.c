@@ -2,8 +2,6 @@
 #include "attention.h"
 #include "families.h"
 
-#include "../kernels/attention_backward.h"
-
 #include <string.h>
 
 #define GRADIENT(member) offsetof(struct attn_attention_backward, member)
@@ -55,9 +53,8 @@ operand_named(const struct engine_function *function, const char *name)
     return -1;
 }
 
-/* Something that must be there; ENGINE_ADDED operands may be absent. */
-static bool
-check_present(const char *name, PyObject *object)
+bool
+attention_check_present(const char *name, PyObject *object)
 {
     if (object != Py_None)
         return true;
@@ -93,7 +90,7 @@ read_needs(struct engine *e, PyObject *needs, bool *wanted)
 static bool
 query_broadcasts(const struct engine *e, const struct attn_attention_backward *b)
 {
-    for (int i = 0; i < e->batch_ndim; i++)
+    for (int i = 0; i < e->batch_ndim && !e->function->packed; i++)
         if (e->batch_shape[i] > 1 && b->forward.query.batch[i] == 0) {
             int from_end = e->batch_ndim - i + 3, ndim = PyArray_NDIM(e->operand[QUERY]);
             if (ndim < from_end || PyArray_DIM(e->operand[QUERY], ndim - from_end) == 1)
@@ -102,9 +99,8 @@ query_broadcasts(const struct engine *e, const struct attn_attention_backward *b
     return false;
 }
 
-/* The gradients that are wanted; tensors of the others are absent. */
-static bool
-bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_attention_backward *b)
+bool
+attention_bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_attention_backward *b)
 {
     bool wanted[GRADIENTS];
     if (!read_needs(e, needs, wanted))
@@ -161,12 +157,12 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     b.of_weights = false;
-    bool done = engine_open(&e, &backward, arguments, n, &b) && check_present("grad_output", arguments[0]) && check_present("output", arguments[4]) &&
-                check_present("lse", arguments[5]);
+    bool done = engine_open(&e, &backward, arguments, n, &b) && attention_check_present("grad_output", arguments[0]) &&
+                attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
     done = done && attention_bind_scores(&e, arguments + 8, a) && engine_dropout(arguments[7], arguments[18], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && bind_gradients(&e, arguments[20], arguments[21], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[20], arguments[21], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 
@@ -178,12 +174,12 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     (void)module;
     b.of_weights = true;
     b.forward.value.data = b.grad_lse.data = NULL;
-    bool done = engine_open(&e, &weights_backward, arguments, n, &b) && check_present("grad_weights", arguments[0]) &&
+    bool done = engine_open(&e, &weights_backward, arguments, n, &b) && attention_check_present("grad_weights", arguments[0]) &&
                 attention_bind_scores(&e, arguments + 4, &b.forward) && attention_bind_rows(&e, arguments[14], &b.forward) &&
                 engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);
     if (done)
         *engine_size(&e, 'l') = b.forward.query_length; /* grad_weights has the rows asked for, the gradients of masks have all */
-    done = done && bind_gradients(&e, arguments[15], arguments[16], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[15], arguments[16], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 

@@ -5,7 +5,6 @@
 
 #include <fenv.h>
 #include <pthread.h>
-#include <string.h>
 #include <unistd.h>
 
 #if defined __linux__
@@ -133,8 +132,6 @@ engine_run_kernel(const struct attn_kernel *kernel, enum attn_type compute, void
     kernel->plan(arguments, &plan);
     if (plan.workspace > 0)
         call->workspace = attn_scratch_take(plan.workspace);
-    if (call->workspace && plan.cleared > 0)
-        memset(call->workspace, 0, plan.cleared);
     enum attn_status status = ATTN_NO_MEMORY;
     if (plan.workspace == 0 || call->workspace) {
         running.released = plan.cost > worth_releasing ? PyEval_SaveThread() : NULL;

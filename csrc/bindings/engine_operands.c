@@ -1,6 +1,7 @@
 /* engine_operands.c: operands that do not decide the dtype: masks, biases, numbers per head, lengths and offsets. */
 #include "engine.h"
 
+#include <fenv.h>
 #include <string.h>
 
 /* Beyond every position that can occur; a position this far away less the widest window still fits in 64 bits. */
@@ -161,7 +162,11 @@ engine_integers(struct engine *e, const char *name, PyObject *object)
     int64_t *to = PyArray_DATA(copy);
     if (type == NPY_OBJECT)
         return integers_from_objects(name, array, to) ? copy : NULL;
-    if (PyArray_CopyInto(copy, array) < 0)
+    fexcept_t flags; /* the caller's: NumPy clears them */
+    fegetexceptflag(&flags, FE_ALL_EXCEPT);
+    int failed = PyArray_CopyInto(copy, array);
+    fesetexceptflag(&flags, FE_ALL_EXCEPT);
+    if (failed)
         return NULL;
     if (PyTypeNum_ISUNSIGNED(type) && PyArray_ITEMSIZE(array) == 8)
         for (npy_intp i = 0; i < PyArray_SIZE(copy); i++)

@@ -101,6 +101,8 @@ bool
 engine_core_sizes(struct engine *e, const char *name, const char *core, PyArrayObject *array)
 {
     int ndim = PyArray_NDIM(array), axes = core_axes(core);
+    if (e->function->packed && ndim != axes)
+        return engine_shape_error(name, array, "it must have %d axes", axes);
     if (lacks_head(core, ndim))
         axes = 2;
     else {

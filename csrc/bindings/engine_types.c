@@ -1,6 +1,7 @@
 /* engine_types.c: from any object to an array, and what its elements are. */
 #include "engine.h"
 
+#include <fenv.h>
 #include <string.h>
 
 /* ml_dtypes' bfloat16 has no fixed number: it is recognised by name once, and by its number from then on. */
@@ -118,7 +119,10 @@ engine_array(struct engine *e, const char *name, PyObject *object)
 PyArrayObject *
 engine_cast(struct engine *e, PyArrayObject *array, int type_num)
 {
+    fexcept_t flags; /* the caller's: NumPy clears them */
+    fegetexceptflag(&flags, FE_ALL_EXCEPT);
     PyObject *cast = PyArray_FromArray(array, PyArray_DescrFromType(type_num), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSUREARRAY);
+    fesetexceptflag(&flags, FE_ALL_EXCEPT);
     return engine_hold(e, cast) ? (PyArrayObject *)cast : NULL;
 }
 

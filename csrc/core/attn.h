@@ -51,7 +51,6 @@ struct attn_plan {
     int64_t tasks[ATTN_MAX_PHASES]; /* of each phase; a phase may have none */
     size_t scratch;   /* bytes for each thread that takes part */
     size_t workspace; /* bytes for all together */
-    size_t cleared;   /* of these the first that begin as 0 */
     double cost;      /* floating-point operations, roughly: below a few hundred thousand one thread does them */
 };
 

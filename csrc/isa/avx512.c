@@ -4,11 +4,13 @@
 #include "../kernels/attention_backward.h"
 #include "../kernels/attention_jvp.h"
 #include "../kernels/attention_merge_backward.h"
+#include "../kernels/attention_varlen.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined __x86_64__

@@ -13,6 +13,8 @@ struct attn_kernels {
     const struct attn_kernel *attention_weights[2];
     const struct attn_kernel *attention_received[2];
     const struct attn_kernel *attention_backward[2]; /* attention_backward.h: struct attn_attention_backward, both functions */
+    const struct attn_kernel *varlen[2];             /* attention_varlen.h: struct attn_varlen */
+    const struct attn_kernel *varlen_backward[2];
     const struct attn_kernel *merge_attention[2];    /* struct attn_merge */
     const struct attn_kernel *merge_attention_backward[2]; /* attention_merge_backward.h: struct attn_merge_backward */
     const struct attn_kernel *dropout_mask[2];       /* struct attn_dropout */

@@ -31,6 +31,7 @@
 #include "attention_backward_step.inc.h"
 #include "attention_backward_sums.inc.h"
 #include "attention_backward.inc.h"
+#include "attention_varlen.inc.h"
 #include "attention_merge.inc.h"
 #include "attention_merge_backward.inc.h"
 #include "probe.inc.h"

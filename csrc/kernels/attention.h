@@ -55,6 +55,7 @@ struct attn_attention {
     int64_t window_left, window_right; /* -1: open */
     double dropout_p;
     uint32_t dropout_key[4];
+    int64_t first_batch; /* the number that dropout gives batch element 0 */
     struct attn_block_mask block_mask;
     /* Room is left here for relative_bias and rotary (positions). */
 };

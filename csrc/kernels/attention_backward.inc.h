@@ -137,7 +137,6 @@ backward_plan(const void *arguments, struct attn_plan *plan)
     plan->tasks[ATTN_REDUCE] = backward_reductions(b, &cut);
     plan->scratch = backward_bytes(a, (int)cut.blocks);
     plan->workspace = backward_shared_bytes(b, &cut, part);
-    plan->cleared = part[0];
     plan->cost =
         2.0 * (double)(a->batch * a->heads) * (double)a->row_count * (double)a->key_length * (double)(3 * a->head_dim + 2 * a->value_dim + 32);
 }

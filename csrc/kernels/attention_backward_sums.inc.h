@@ -177,16 +177,18 @@ prepare_rows(const struct attn_attention_backward *b, const struct attn_backward
 {
     const struct attn_attention *a = &b->forward;
     struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
-    REAL *statistics = backward_shared_open(b, cut, batch, head, number).statistics;
+    const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
     if (attn_stopped(a->call.stop))
         return;
+    if (cut->turns)
+        atomic_store_explicit(shared.turn, 0, memory_order_relaxed);
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->of_weights)
         prepare_weights(b, batch, head, p);
     else
         given_statistics(b, batch, p);
-    memcpy(statistics, p->base, sizeof p->base);
-    memcpy(statistics + ATTN_BLOCK, p->delta, sizeof p->delta);
+    memcpy(shared.statistics, p->base, sizeof p->base);
+    memcpy(shared.statistics + ATTN_BLOCK, p->delta, sizeof p->delta);
 }
 
 /* What the sink gets of each row: - exp(sink - lse) delta. */

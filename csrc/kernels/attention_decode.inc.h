@@ -148,7 +148,7 @@ decode_softmax(const struct attn_attention *a, int64_t batch, const struct row_b
     state->sum[h] = state->sum[h] * decay[0] + v_sum(sum);
     if (a->dropout_p > 0) {
         REAL kept[ATTN_BLOCK];
-        drop_row(a->dropout_key, a->dropout_p, batch, rows->head[h], rows->index[h], first, keys, 1, kept);
+        drop_row(a->dropout_key, a->dropout_p, a->first_batch + batch, rows->head[h], rows->index[h], first, keys, 1, kept);
         for (int t = 0; t < keys; t++)
             score[t] = kept[t] != 0 ? score[t] : 0;
     }

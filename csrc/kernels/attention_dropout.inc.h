@@ -66,7 +66,7 @@ drop_weights(const struct attn_attention *a, int64_t batch, const struct row_blo
                 word[0] = (vword){0} + (uint32_t)((key + t) >> 2);
                 word[1] = index;
                 word[2] = head;
-                word[3] = (vword){0} + (uint32_t)batch;
+                word[3] = (vword){0} + (uint32_t)(a->first_batch + batch);
                 threefry(word, a->dropout_key);
             }
             REAL *w = weights + t * width + i * LANES;
