@@ -1,214 +1,170 @@
-"""Gradients through attnpy's functions, recorded by PyTorch."""
+"""Beside PyTorch's autograd, in float64: of the plain formula under every option, and of its own attention."""
 
-import gc
-import sys
+import math
 
 import numpy as np
 import pytest
-from test_torch_bridge import DTYPES, OPTIONS, SEEN, bridge, operands, plain, same, scored, sdpa, tensor, torch
 
 import attnpy
-from attnpy import _core
-from attnpy.integrations import _gradients
 
-gradcheck = torch.autograd.gradcheck
+torch = pytest.importorskip("torch")
 
-CALLS = {
-    "attention": lambda q, k, v, m, b, s, a: sdpa(q, k, v, m, bias=b, sinks=s, alibi_slopes=a, **OPTIONS),
-    "attention and lse": lambda q, k, v, m, b, s, a: sdpa(
-        q, k, v, m, bias=b, sinks=s, alibi_slopes=a, **SEEN, return_lse=True),
-    "attention with dropout": lambda q, k, v, *_: sdpa(q, k, v, dropout_p=0.4, rng=attnpy.DropoutKey(5)),
-    "weights": lambda q, k, v, m, b, s, a: attnpy.attention_weights(
-        q, k, m, bias=b, sinks=s, alibi_slopes=a, rows=[1, 1, -1], **OPTIONS),
-    "received": lambda q, k, v, m, b, s, a: attnpy.attention_received(
-        q, k, m, bias=b, sinks=s, alibi_slopes=a, **OPTIONS),
-    "merge": lambda q, k, v, *_: attnpy.merge_attention([v[0], v[1]], [v[0, ..., 0], v[1, ..., 1]]),
-    "merge of stacks": lambda q, k, v, *_: attnpy.merge_attention(v, v[..., 0]),
-    "softmax": lambda q, *_: attnpy.softmax(q, (0, 2), where=plain(q) > -0.5),
-    "log_softmax": lambda q, *_: attnpy.log_softmax(q),
-    "logsumexp": lambda q, *_: attnpy.logsumexp(q, (1, -1), keepdims=True),
-    "logsumexp of all": lambda q, *_: attnpy.logsumexp(q, None),
+FORMULA = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "bool mask": {"attn_mask": "bool"},
+    "float mask": {"attn_mask": "float"},
+    "bias": {"bias": "float"},
+    "softcap": {"softcap": 0.9},
+    "scale": {"scale": -0.4},
+    "sinks": {"sinks": "head"},
+    "alibi": {"alibi_slopes": "head"},
+    "window": {"window_size": (20, 5)},
+    "grad of lse": {"grad_lse": True},
+    "dropout": {"dropout_p": 0.3, "rng": attnpy.DropoutKey(3)},
+    "all": {
+        "is_causal": True, "attn_mask": "float", "bias": "float", "softcap": 2.0, "sinks": "head",
+        "alibi_slopes": "head", "dropout_p": 0.2, "rng": attnpy.DropoutKey(4), "grad_lse": True,
+    },
 }  # fmt: skip
+SIZES = [(4, 4, 5, 7, 6, 3), (4, 2, 70, 131, 8, 5), (6, 2, 1, 70, 16, 16), (3, 1, 130, 66, 5, 9)]
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_gradcheck(name):
-    given = [*operands(grad=True), *scored(grad=True).values()]
-    assert gradcheck(CALLS[name], given)
+def formula(query, key, value, o):
+    """The plain formula in tensors: output and log-sum-exp."""
+    H, L, S = query.shape[1], query.shape[2], key.shape[2]
+    key, value = (x.repeat_interleave(H // x.shape[1], 1) for x in (key, value))
+    scale = o.get("scale", 1 / math.sqrt(query.shape[3]))
+    score = scale * query @ key.transpose(-1, -2)
+    if "softcap" in o:
+        score = o["softcap"] * torch.tanh(score / o["softcap"])
+    distance = torch.arange(L)[:, None] + (S - L) - torch.arange(S)
+    seen = torch.ones(L, S, dtype=torch.bool)
+    if o.get("is_causal"):
+        seen &= distance >= 0
+    if "window_size" in o:
+        left, right = o["window_size"]
+        seen &= (distance <= left) & (distance >= -right)
+    for name in ("bias", "attn_mask"):
+        if name in o and o[name].dtype != torch.bool:
+            score = score + o[name]
+        elif name in o:
+            seen = seen & o[name]
+    if "alibi_slopes" in o:
+        score = score - o["alibi_slopes"][:, None, None] * distance.abs()
+    score = torch.where(seen, score, -torch.inf)
+    if "sinks" in o:
+        score = torch.cat([score, o["sinks"][:, None, None].expand(*score.shape[:-1], 1)], -1)
+    lse = torch.logsumexp(score, -1)
+    weights = torch.exp(score - lse[..., None])[..., :S]
+    if "dropout_p" in o:
+        mask = attnpy.dropout_mask(tuple(weights.shape), o["dropout_p"], o["rng"], dtype=np.float64)
+        weights = weights * torch.from_numpy(mask)
+    return weights @ value, lse
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_have_the_bits_of_the_backward_function(dtype):
-    given, others = operands(dtype, grad=True), scored(grad=True, dtype=dtype)
-    output, lse = sdpa(*given, **others, **SEEN, return_lse=True)
-    grads = tensor(*output.shape, seed=7, dtype=output.dtype), tensor(*lse.shape, seed=8, dtype=lse.dtype)
-    found = torch.autograd.grad([output, lse], [*given, *others.values()], grads)
-    needs = ["query", "key", "value", *others]
-    exact = attnpy.scaled_dot_product_attention_backward(
-        plain(grads[0]), *plain(given), plain(output), plain(lse), grad_lse=plain(grads[1]), needs=needs,
-        **plain(others), **SEEN,
+def assert_close(got, wanted, name, terms):
+    """Sums of `terms` numbers about 1 in size: a tenth of what the accuracy rule would let two results be apart."""
+    size = max(1.0, np.abs(wanted).max())
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=16 * (64 + terms) * 2.0**-52 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("option", FORMULA)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_plain_formula(sizes, option):
+    H, G, L, S, E, D = sizes
+    rng = np.random.default_rng(SIZES.index(sizes))
+    given = dict(FORMULA[option])
+    with_lse = given.pop("grad_lse", False)
+    made = {"head": lambda: rng.random(H), "float": lambda: rng.normal(size=(H, L, S)),
+            "bool": lambda: (rng.random((2, 1, L, S)) < 0.7) | (np.arange(S) == 0)}  # fmt: skip
+    options = {name: made[x]() if isinstance(x, str) else x for name, x in given.items()}
+    if options.get("is_causal") and L > S:  # rows that see nothing are NaN in theirs
+        options["sinks"] = rng.random(H)
+    operands = {"query": rng.normal(size=(2, H, L, E)), "key": rng.normal(size=(2, G, S, E)),
+                "value": rng.normal(size=(2, G, S, D))}  # fmt: skip
+    tensors = {
+        name: torch.from_numpy(x).requires_grad_(x.dtype != bool) if isinstance(x, np.ndarray) else x
+        for name, x in {**operands, **options}.items()
+    }
+    arrays = (tensors.pop(name) for name in ("query", "key", "value"))
+    leaves = dict(zip(("query", "key", "value"), arrays))
+    output, lse = formula(*leaves.values(), tensors)
+    leaves |= {name: x for name, x in tensors.items() if isinstance(x, torch.Tensor) and x.requires_grad}
+    grad_output, grad_lse = rng.normal(size=output.shape), rng.normal(size=lse.shape)
+    loss = (torch.from_numpy(grad_output) * output).sum()
+    if with_lse:
+        loss = loss + (torch.from_numpy(grad_lse) * lse).sum()
+    wanted = dict(zip(leaves, torch.autograd.grad(loss, leaves.values())))
+    ours, our_lse = attnpy.scaled_dot_product_attention(**operands, **options, return_lse=True)
+    got = attnpy.scaled_dot_product_attention_backward(
+        grad_output, **operands, output=ours, lse=our_lse, **options, grad_lse=grad_lse if with_lse else None,
+        needs=tuple(leaves),
     )  # fmt: skip
-    for name, ours in zip(needs, found):
-        assert ours.dtype == dtype
-        same(ours, getattr(exact, name))
+    for name, gradient in wanted.items():
+        terms = {"query": S, "alibi_slopes": 2 * L * S * S, "sinks": 2 * L}.get(name, L * H // G)
+        assert_close(getattr(got, name), gradient.numpy(), f"{option} {sizes} {name}", terms)
 
 
-@pytest.mark.parametrize("wanted", ["query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes"])
-def test_only_what_requires_it_is_differentiated(wanted, monkeypatch):
-    asked, backward = [], _core.scaled_dot_product_attention_backward
-
-    def recording(*arguments):
-        asked.append(arguments[-2])
-        return backward(*arguments)
-
-    monkeypatch.setattr(_core, "scaled_dot_product_attention_backward", recording)
-    given = dict(zip(("query", "key", "value"), operands())) | scored()
-    given[wanted].requires_grad_()
-    sdpa(**given, is_causal=True).sum().backward()
-    assert asked == [tuple(name == wanted for name in _gradients.GRADIENTS)]
-    assert all((x.grad is not None) == (name == wanted) for name, x in given.items())
-
-
-def test_results_that_are_not_used():
-    for use in (0, 1):
-        given = operands(grad=True)
-        sdpa(*given, return_lse=True)[use].sum().backward()
-        assert all(torch.isfinite(x.grad).all() for x in given)
-        assert given[0].grad.any()
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_their_own_attention(sizes):
+    """scaled_dot_product_attention of PyTorch, as it chooses to compute it, with enable_gqa."""
+    H, G, L, S, E, D = sizes
+    rng = np.random.default_rng(9)
+    operands = [rng.normal(size=shape) for shape in ((2, H, L, E), (2, G, S, E), (2, G, S, D))]
+    seen = (rng.random((L, S)) < 0.7) | (np.arange(S) == 0)
+    tensors = [torch.from_numpy(x).requires_grad_() for x in operands]
+    theirs = torch.nn.functional.scaled_dot_product_attention(*tensors, torch.from_numpy(seen), enable_gqa=True)
+    grad_output = rng.normal(size=theirs.shape)
+    wanted = torch.autograd.grad(theirs, tensors, torch.from_numpy(grad_output))
+    output, lse = attnpy.scaled_dot_product_attention(*operands, seen, return_lse=True)
+    got = attnpy.scaled_dot_product_attention_backward(grad_output, *operands, output, lse, attn_mask=seen)
+    for name, gradient in zip(("query", "key", "value"), wanted):
+        assert_close(getattr(got, name), gradient.numpy(), name, max(S, L * H // G))
 
 
-def test_no_graph_where_none_is_recorded():
-    given = operands(grad=True)
-    with torch.no_grad():
-        assert not sdpa(*given).requires_grad
-    with torch.inference_mode():
-        got = sdpa(*given)
-        assert got.is_inference() and not got.requires_grad
-        out = torch.empty_like(got)
-        assert sdpa(*given, out=out) is out
-    assert sdpa(*given).requires_grad
-    assert not sdpa(*operands()).requires_grad
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_weights(sizes):
+    H, G, L, S, E, _ = sizes
+    rng = np.random.default_rng(10)
+    operands = [rng.normal(size=shape) for shape in ((2, H, L, E), (2, G, S, E))]
+    tensors = [torch.from_numpy(x).requires_grad_() for x in operands]
+    key = tensors[1].repeat_interleave(H // G, 1)
+    weights = torch.softmax(tensors[0] @ key.transpose(-1, -2) / math.sqrt(E), -1)
+    grad_weights = rng.normal(size=weights.shape)
+    wanted = torch.autograd.grad(weights, tensors, torch.from_numpy(grad_weights))
+    got = attnpy.attention_weights_backward(grad_weights, *operands)
+    for name, gradient in zip(("query", "key"), wanted):
+        assert_close(getattr(got, name), gradient.numpy(), name, max(S, L * H // G))
+    rows = rng.integers(0, L, 2 * L)
+    several = rng.normal(size=(2, H, 2 * L, S))
+    added = np.zeros(grad_weights.shape)
+    np.add.at(added, (..., rows, slice(None)), several)
+    wanted = attnpy.attention_weights_backward(added, *operands)
+    got = attnpy.attention_weights_backward(several, *operands, rows=rows)
+    for name in ("query", "key"):
+        assert_close(getattr(got, name), getattr(wanted, name), name, max(S, L * H // G))
 
 
-def test_memory_changed_in_place_is_noticed():
-    for spoil in (0, 1, 2, "output", "mask"):
-        given, mask = operands(grad=True), torch.ones(6, 7, dtype=torch.bool)
-        output = sdpa(*given, mask)
-        changed = {"output": output, "mask": mask}.get(spoil, given[spoil] if isinstance(spoil, int) else None)
-        with torch.no_grad():
-            changed.zero_()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            output.sum().backward()
+def test_float32_errors_are_no_larger():
+    """Against float64, both from their own forward: the largest errors of 12 cases are at most twice PyTorch's."""
+    worst = np.zeros((2, 3))
+    for seed in range(4):
+        for L, S in ((9, 130), (130, 130), (66, 500)):
+            rng = np.random.default_rng(seed)
+            operands = [rng.standard_normal((2, 4, n, 64), np.float32) for n in (L, S, S)]
+            grad_output = rng.standard_normal((2, 4, L, 64), np.float32)
 
+            def theirs(dtype, operands=operands, grad_output=grad_output):
+                tensors = [torch.from_numpy(x).to(dtype).requires_grad_() for x in operands]
+                output = torch.nn.functional.scaled_dot_product_attention(*tensors)
+                found = torch.autograd.grad(output, tensors, torch.from_numpy(grad_output).to(dtype))
+                return [x.numpy().astype(np.float64) for x in found]
 
-@pytest.mark.parametrize("name", CALLS)
-def test_second_derivatives_are_refused(name):
-    """By operands and by the gradient, also where an unused tensor would do."""
-    given = [*operands(grad=True), *scored(grad=True).values()]
-    result = CALLS[name](*given)
-    result = result[0] if isinstance(result, tuple) else result
-    weights = torch.randn_like(result).requires_grad_()
-    found = torch.autograd.grad(result, given, weights, create_graph=True, allow_unused=True)
-    first = sum(x.sin().sum() for x in found if x is not None)
-    for by in (given, [weights]):
-        with pytest.raises(
-            RuntimeError, match=r"\w+_backward has no derivative: attnpy computes first derivatives only"
-        ):
-            torch.autograd.grad(first, by, allow_unused=True, retain_graph=True)
-
-
-def test_jacobians_work_and_hessians_are_refused():
-    query, key, value = (x[:1, :2, :3] for x in operands())
-    jacobian = torch.autograd.functional.jacobian(lambda x: sdpa(x, key, value), query)
-    direction = tensor(*query.shape, seed=9)
-    wanted = attnpy.scaled_dot_product_attention_jvp(*plain([query, key, value, direction]), None, None)[1]
-    bound = 128 * 2.0**-53 * jacobian.abs().max() * direction.abs().sum()
-    assert np.abs((jacobian * direction).sum((-1, -2, -3, -4)).numpy() - wanted).max() <= bound
-    for second in (torch.autograd.functional.hessian, lambda f, x: torch.autograd.functional.jvp(f, x, x)):
-        with pytest.raises(RuntimeError, match="scaled_dot_product_attention_backward has no derivative"):
-            second(lambda x: sdpa(x, key, value).sin().sum(), query)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, as its forward mode loads
-def test_forward_mode_and_transforms_are_refused():
-    query, key, value = operands()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(query, query)
-        for call in (lambda: sdpa(dual, key, value), lambda: attnpy.merge_attention([dual], [query[..., 0]])):
-            with pytest.raises(RuntimeError, match="jvp"):
-                call()
-        same(sdpa(query, key, value), sdpa(*plain([query, key, value])))
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(lambda x: sdpa(x, key, value).sum())(query)
-    with pytest.raises(TypeError, match="^query cannot be read as an array"):
-        torch.vmap(sdpa)(query, key, value)
-
-
-def test_backward_functions_take_tensors_without_gradients():
-    given = operands()
-    output, lse = sdpa(*given, return_lse=True)
-    got = attnpy.scaled_dot_product_attention_backward(torch.ones_like(output), *given, output, lse)
-    wanted = attnpy.scaled_dot_product_attention_backward(np.ones(output.shape), *plain([*given, output, lse]))
-    assert type(got) is attnpy.AttentionGradients and got.bias is None
-    for ours, theirs in zip(got[:3], wanted):
-        same(ours, theirs)
-    out = {"key": torch.empty_like(given[1])}
-    assert attnpy.scaled_dot_product_attention_backward(
-        torch.ones_like(output), *given, output, lse, out=out).key is out["key"]  # fmt: skip
-    same(out["key"], wanted.key)
-    given[0].requires_grad_()
-    with pytest.raises(TypeError, match=r"^scaled_dot_product_attention_backward has no derivative: detach"):
-        attnpy.scaled_dot_product_attention_backward(torch.ones_like(output), *given, output, lse)
-
-
-def test_gradient_checkpointing_repeats_dropout():
-    given = operands(grad=True)
-
-    def step(query, key, value):
-        return sdpa(query, key, value, dropout_p=0.5, rng=bridge.dropout_key())
-
-    found = []
-    for run in (step, lambda *x: torch.utils.checkpoint.checkpoint(step, *x, use_reentrant=False)):
-        torch.manual_seed(3)
-        found.append(torch.autograd.grad(run(*given).sum(), given))
-    for ours, theirs in zip(*found):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-def test_dropout_key_follows_the_seed():
-    torch.manual_seed(1)
-    first, second = bridge.dropout_key(), bridge.dropout_key()
-    torch.manual_seed(1)
-    assert first == bridge.dropout_key() != second
-    generators = [torch.Generator().manual_seed(2) for _ in range(2)]
-    assert bridge.dropout_key(generators[0]) == bridge.dropout_key(generators[1]) != first
-
-
-def test_gradients_from_threads():
-    """The backward pass in another thread than the forward, as DataParallel does."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    given = operands(grad=True)
-    wanted = torch.autograd.grad(sdpa(*given).sum(), given)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: torch.autograd.grad(sdpa(*given).sum(), given), range(40)):
-            for ours, theirs in zip(found, wanted):
-                same(ours, plain(theirs))
-
-
-def test_nothing_is_kept():
-    def step():
-        given = [*operands(grad=True), *scored(grad=True).values()]
-        output, lse = sdpa(*given[:3], bias=given[4], return_lse=True)
-        (output.sum() + lse.sum()).backward()
-        sdpa(*given[:3])  # a graph that is dropped without a backward pass
-
-    def tensors():
-        gc.collect()
-        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
-
-    step()
-    before = tensors(), [sys.getrefcount(x) for x in (bridge.handle, bridge._Call)]
-    for _ in range(20):
-        step()
-    assert (tensors(), [sys.getrefcount(x) for x in (bridge.handle, bridge._Call)]) == before
+            exact, single = theirs(torch.float64), theirs(torch.float32)
+            output, lse = attnpy.scaled_dot_product_attention(*operands, return_lse=True)
+            ours = attnpy.scaled_dot_product_attention_backward(grad_output, *operands, output, lse)[:3]
+            for n, both in enumerate((ours, single)):
+                errors = [np.abs(x - y).max() for x, y in zip(both, exact)]
+                worst[n] = np.maximum(worst[n], errors)
+    assert (worst[0] <= 2 * worst[1]).all(), worst
