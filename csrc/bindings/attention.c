@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "families.h"
 
+#include <fenv.h>
 #include <math.h>
 
 static const struct engine_function attention = {
@@ -85,6 +86,19 @@ check_positions(const struct engine *e, const struct attn_attention *a)
     return true;
 }
 
+/* 1 / sqrt(E) to nearest, whatever the caller rounds to: volatile keeps the compiler from moving it out from between the two calls. */
+static double
+default_scale(int64_t head_dim)
+{
+    int rounding = fegetround();
+    if (rounding == FE_TONEAREST)
+        return 1 / sqrt((double)head_dim);
+    fesetround(FE_TONEAREST);
+    volatile double size = (double)head_dim, scale = 1 / sqrt(size);
+    fesetround(rounding);
+    return scale;
+}
+
 bool
 attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a)
 {
@@ -97,7 +111,7 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
         PyErr_SetString(PyExc_ValueError, "query has head size 0, for which there is no default: pass scale");
         return false;
     } else
-        a->scale = 1 / sqrt((double)a->head_dim);
+        a->scale = default_scale(a->head_dim);
     if (!engine_window(argument[4], &a->window_left, &a->window_right) || !engine_softcap(argument[5], &a->softcap))
         return false;
     a->dropout_p = 0;
