@@ -2,7 +2,8 @@
  *
  * Computes   share_t = exp(lse_t - lse),  grad_output_t = share_t dO,  grad_lse_t = share_t (dO . (O_t - O) + dlse)
  * Given      outputs: parts tensors (B.., rows, D), lses: parts tensors (B.., rows); output O (B.., rows, D) and lse (B.., rows): what merge_attention
- *            gave; grad_output dO (B.., rows, D), grad_lse dlse (B.., rows) or NULL. Strides row and column; head is unused.
+ *            gave; grad_output dO (B.., rows, D), grad_lse dlse (B.., rows) or NULL. Strides row and column; head is unused. Log-sum-exps and
+ *            grad_lse are in REAL, native.
  * Returns    grad_outputs, grad_lses: parts tensors like outputs and lses, of any floating type. Batch strides are 0 along what a part broadcasts: the
  *            gradient is the sum there. They overlap nothing.
  * Special    lse_t = -inf: both gradients of the part are 0, whatever dO, O, O_t, dlse and lse hold.

@@ -11,7 +11,7 @@
 #define merge_scaled SUFFIX(merge_scaled)
 #define merge_apart SUFFIX(merge_apart)
 #define merge_rows_of SUFFIX(merge_rows_of)
-#define merge_share SUFFIX(merge_share)
+#define merge_shares SUFFIX(merge_shares)
 #define merge_lse_gradient SUFFIX(merge_lse_gradient)
 #define merge_part_rows SUFFIX(merge_part_rows)
 #define merge_add SUFFIX(merge_add)
@@ -82,7 +82,7 @@ merge_rows_of(const struct attn_merge_backward *a, int64_t t, int64_t batch)
 ATTN_INLINE REAL
 merge_number(const struct attn_tensor *t, const char *rows, int64_t row)
 {
-    return to_real(rows + row * t->row, t->type, t->swapped);
+    return *(const REAL *)(rows + row * t->row);
 }
 
 /* A row where it lies, or brought to `buffer`. */
@@ -125,24 +125,31 @@ merge_apart(const REAL *g, const REAL *x, const REAL *y, int64_t n)
     return v_sum(sum);
 }
 
-/* exp(lse_t - lse); -1 where the part counts nothing. */
-ATTN_INLINE double
-merge_share(const struct attn_merge_backward *a, const struct merge_rows *at, int64_t t, int64_t row)
+/* share[i] = exp(lse_t - lse) of row first + i, -1 where the part counts nothing. By vectors: libm's exp stalls where AVX registers are in use. */
+ATTN_INLINE void
+merge_shares(const struct attn_merge_backward *a, const struct merge_rows *at, int64_t t, int64_t first, int64_t rows, REAL *share)
 {
-    double part = (double)merge_number(&a->lses[t], at->part_lse, row);
-    return part == -__builtin_inf() ? -1 : exp(part - (double)merge_number(&a->lse, at->lse, row));
+    REAL part[MERGE_BACKWARD_ROWS], apart[MERGE_BACKWARD_ROWS];
+    for (int64_t i = 0; i < rows; i++) {
+        part[i] = merge_number(&a->lses[t], at->part_lse, first + i);
+        apart[i] = part[i] - merge_number(&a->lse, at->lse, first + i);
+    }
+    for (int64_t i = rows; i % LANES != 0; i++)
+        part[i] = apart[i] = 0;
+    for (int64_t i = 0; i < rows; i += LANES)
+        v_storeu(share + i, v_select(v_loadu(part + i) == v_splat(-REAL_INFINITY), v_splat(-1), v_exp(v_loadu(apart + i))));
 }
 
 /* share (dO . (O_t - O) + dlse) */
 ATTN_INLINE REAL
-merge_lse_gradient(const struct attn_merge_backward *a, const struct merge_rows *at, int64_t t, int64_t row, double share, const REAL *grad,
+merge_lse_gradient(const struct attn_merge_backward *a, const struct merge_rows *at, int64_t t, int64_t row, REAL share, const REAL *grad,
                    REAL *scratch)
 {
     int64_t n = a->value_dim, pitch = (n + LANES - 1) / LANES * LANES;
     const REAL *part = merge_row_at(&a->outputs[t], at->part, row, n, scratch);
     const REAL *whole = merge_row_at(&a->output, at->output, row, n, scratch + pitch);
-    double sum = (double)merge_apart(grad, part, whole, n);
-    return (REAL)(share * (at->grad_lse ? sum + (double)merge_number(&a->grad_lse, at->grad_lse, row) : sum));
+    REAL sum = merge_apart(grad, part, whole, n);
+    return share * (at->grad_lse ? sum + merge_number(&a->grad_lse, at->grad_lse, row) : sum);
 }
 
 /* Rows first ... first + rows - 1 of part t of one batch element, for those of its gradients that are not summed. scratch: four rows. */
@@ -157,8 +164,10 @@ merge_part_rows(const struct attn_merge_backward *a, int64_t t, int64_t batch, i
     struct merge_rows at = merge_rows_of(a, t, batch);
     char *y = gives_output ? to->data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, to->batch) : NULL;
     char *y_lse = gives_lse ? to_lse->data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, to_lse->batch) : NULL;
+    REAL shares[MERGE_BACKWARD_ROWS];
+    merge_shares(a, &at, t, first, rows, shares);
     for (int64_t row = first; row < first + rows; row++) {
-        double share = merge_share(a, &at, t, row);
+        REAL share = shares[row - first];
         const REAL *grad = share == -1 ? NULL : merge_row_at(&a->grad_output, at.grad_output, row, n, scratch + 2 * pitch);
         if (gives_lse)
             from_real(y_lse + row * to_lse->row, grad ? merge_lse_gradient(a, &at, t, row, share, grad, scratch) : 0, to_lse->type, to_lse->swapped);
@@ -166,7 +175,7 @@ merge_part_rows(const struct attn_merge_backward *a, int64_t t, int64_t batch, i
             continue;
         REAL *target = is_direct(to) ? (REAL *)(y + row * to->row) : scratch + 3 * pitch;
         if (grad)
-            merge_scaled(grad, (REAL)share, n, target);
+            merge_scaled(grad, share, n, target);
         else
             memset(target, 0, (size_t)n * sizeof(REAL));
         if (!is_direct(to))
@@ -194,14 +203,15 @@ merge_summed_row(const struct attn_merge_backward *a, int64_t t, bool of_lse, in
     memset(sum, 0, (size_t)(2 * width) * sizeof(REAL));
     for (int64_t s = 0; s < shared; s++) {
         struct merge_rows at = merge_rows_of(a, t, attn_merge_element(a, to, own, s));
-        double share = merge_share(a, &at, t, row);
-        if (share != -1) {
+        REAL share[MERGE_BACKWARD_ROWS];
+        merge_shares(a, &at, t, row, 1, share);
+        if (share[0] != -1) {
             const REAL *grad = merge_row_at(&a->grad_output, at.grad_output, row, n, scratch + 2 * pitch);
             if (of_lse)
-                more[0] += merge_lse_gradient(a, &at, t, row, share, grad, scratch);
+                more[0] += merge_lse_gradient(a, &at, t, row, share[0], grad, scratch);
             else
                 for (int64_t c = 0; c < n; c++)
-                    more[c] += grad[c] * (REAL)share;
+                    more[c] += grad[c] * share[0];
         }
         if (s % 64 == 63 || s == shared - 1)
             merge_add(sum, more, width);
