@@ -169,8 +169,8 @@ class Trainer:
         """The means over the parts of the batch, each of which a thread computes from end to end.
 
         NumPy's loops, its matrix products and attnpy let the other thread run meanwhile. autograd counts traces in a
-        global variable, which is safe here: traces in two threads share no values, and the count changes by one
-        bytecode sequence that the interpreter's lock does not interrupt.
+        global variable. That is safe here, since values of two threads never meet and the interpreter's lock lets each
+        count be finished; a Python without that lock would need threads=1.
         """
         parts = zip(np.split(ids, PARTS), np.split(targets, PARTS))
         results = list(self.pool.map(lambda part: value_and_grad(loss)(self.weights, self.shape, *part), parts))
@@ -179,7 +179,8 @@ class Trainer:
 
 
 class AdamW:
-    """One step at a time, weights changed in place; weight decay for the matrices only."""
+    """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= rate (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon)
+    + decay w): weights change in place, and only matrices decay."""
 
     def __init__(self, weights, decay=0.1, betas=(0.9, 0.99), epsilon=1e-8):
         self.weights, self.decay, self.betas, self.epsilon = weights, decay, betas, epsilon
@@ -188,19 +189,19 @@ class AdamW:
 
     def step(self, gradients, rate):
         self.steps += 1
-        bias_1, bias_2 = (1 - beta**self.steps for beta in self.betas)
+        (b1, b2), t = self.betas, self.steps
         for name, w in self.weights.items():
-            g = gradients[name]
-            first, second = self.moments[name]
-            for moment, x, beta in ((first, g, self.betas[0]), (second, g * g, self.betas[1])):
-                moment *= beta
-                moment += (1 - beta) * x
+            g, (m, v) = gradients[name], self.moments[name]
+            m *= b1
+            m += (1 - b1) * g
+            v *= b2
+            v += (1 - b2) * (g * g)
             if w.ndim == 2:
                 w *= 1 - rate * self.decay
-            w -= rate / bias_1 * first / (np.sqrt(second / bias_2) + self.epsilon)
+            w -= rate / (1 - b1**t) * m / (np.sqrt(v / (1 - b2**t)) + self.epsilon)
 
 
-def sample(weights, shape, start, count, rng, temperature=0.8):
+def sample(weights, shape, start, count, rng, temperature=0.5):
     """The ids `start`, continued by `count` more, each drawn from the model's softmax."""
     ids = list(start)
     for _ in range(count):

@@ -49,7 +49,7 @@ def main(arguments=None):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument(
         "--batch", type=int, default=16, help=f"pieces of text in a step, a multiple of {tiny_gpt.PARTS}"
     )
