@@ -1,11 +1,13 @@
-"""BlockMask: how long it takes to make one of a long sequence, and how much memory it holds."""
+"""BlockMask: how long it takes to make one of a long sequence, how much memory it holds, and attention through it."""
 
 import time
 import tracemalloc
 
 import numpy as np
+import peers
 from harness import Row, Work
 
+import attnpy
 from attnpy import BlockMask
 
 LONG = 65536
@@ -45,6 +47,81 @@ def memory(make):
     return lambda wanted: Work(figure=megabytes, unit="MB", samples=1)
 
 
+def attend(make, rule, heads=8, head_dim=64):
+    """Attention of a long sequence; operations are those of all scores of visible tiles. PyTorch gets the dense mask,
+    and its compiled flex attention the rule as a function of tensors."""
+
+    def prepare(wanted):
+        mask = make()
+        length = mask.shape[-1]
+        operands = np.random.default_rng(0).standard_normal((3, 1, heads, length, head_dim), np.float32)
+        flops = 4 * heads * head_dim * 64**2 * len(mask._indices)
+        others = {}
+        if "torch" in wanted:
+            others = {"torch": dense_attention(operands, mask), "flex": flex_attention(operands, rule())}
+        return Work(
+            ours=lambda: attnpy.scaled_dot_product_attention(*operands, mask),
+            flops=flops, head_dim=head_dim, peers=others, tolerance=1e-4,
+        )  # fmt: skip
+
+    return prepare
+
+
+def dense_attention(operands, mask):
+    if mask.shape[-1] > 8192:
+        return f"a dense mask of {mask.shape[-1]} would hold {mask.shape[-1] ** 2 / 1e9:.1f} GB"
+    import torch
+
+    query, key, value, dense = map(peers.tensor, (*operands, mask.to_dense()))
+
+    def call():
+        with torch.inference_mode():
+            return peers.as_numpy(torch.nn.functional.scaled_dot_product_attention(query, key, value, dense))
+
+    return call
+
+
+def flex_attention(operands, rule):
+    """Compiled at the first call."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    length = operands.shape[-2]
+    if length > 8192:
+        return "its block mask is made of a dense one"
+    query, key, value = map(peers.tensor, operands)
+    blocks = create_block_mask(rule, None, None, length, length, device="cpu")
+    compiled = torch.compile(flex_attention)
+
+    def call():
+        with torch.inference_mode():
+            return peers.as_numpy(compiled(query, key, value, block_mask=blocks))
+
+    return call
+
+
+LONGFORMER_TOKENS = 16
+
+
+def longformer(length):
+    return BlockMask.longformer(length, 256, np.arange(LONGFORMER_TOKENS))
+
+
+def longformer_rule():
+    return lambda b, h, q, k: ((q - k).abs() <= 256) | (q < LONGFORMER_TOKENS) | (k < LONGFORMER_TOKENS)
+
+
+def bigbird(length):
+    return BlockMask.bigbird(length, rng=np.random.default_rng(0))
+
+
+def bigbird_rule():
+    import torch
+
+    blocks = torch.from_numpy(bigbird(8192).to_dense()[::64, ::64].copy())
+    return lambda b, h, q, k: blocks[q // 64, k // 64]
+
+
 def flex(length):
     """PyTorch's block mask of the causal rule."""
 
@@ -72,8 +149,8 @@ def rows():
     tokens = np.arange(16) * (LONG // 16)
     few = made(lambda: BlockMask.global_tokens(LONG, tokens))
     yield Row("BlockMask.global_tokens", f"{square}, 16 tokens", few)
-    longformer = made(lambda: BlockMask.longformer(LONG, 256, tokens))
-    yield Row("BlockMask.longformer", f"{square}, 256 per side, 16 tokens", longformer)
+    near = made(lambda: BlockMask.longformer(LONG, 256, tokens))
+    yield Row("BlockMask.longformer", f"{square}, 256 per side, 16 tokens", near)
     yield Row("BlockMask.bigbird", square, made(lambda: BlockMask.bigbird(LONG, rng=rng)))
     documents = np.sort(rng.integers(0, 128, LONG))
     yield Row("BlockMask.documents", f"{square}, 128 documents", made(lambda: BlockMask.documents(documents)))
@@ -87,3 +164,9 @@ def rows():
     yield Row("BlockMask.from_dense", "4096 x 4096", made(lambda: BlockMask.from_dense(dense)))
     rule = made(lambda: BlockMask.from_function(lambda b, h, q, k: q >= k, 4096, 4096), compared)
     yield Row("BlockMask.from_function", "4096 x 4096", rule)
+    longer = attend(lambda: longformer(8192), longformer_rule)
+    yield Row("scaled_dot_product_attention", "H8 L8192 D64 Longformer, 256 per side", longer, ("fma", 0.55))
+    drawn = attend(lambda: bigbird(8192), bigbird_rule)
+    yield Row("scaled_dot_product_attention", "H8 L8192 D64 BigBird", drawn, ("fma", 0.55))
+    longest = attend(lambda: longformer(65536), longformer_rule, heads=1)
+    yield Row("scaled_dot_product_attention", "H1 L65536 D64 Longformer, 256 per side", longest)
