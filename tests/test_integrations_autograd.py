@@ -344,6 +344,12 @@ def test_other_boxes_and_errors_are_named():
         autograd.grad(lambda x: anp.real(anp.sum(sdpa(x * 1j, KEY, VALUE))))(QUERY)
 
 
+def test_warnings_name_the_line_of_the_caller():
+    with pytest.warns(UserWarning, match="^attn_mask is floating and holds only 0 and 1") as caught:
+        autograd.grad(lambda x: anp.sum(sdpa(x, KEY, VALUE, np.eye(7)[:6])))(QUERY)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_nothing_is_kept():
     def step():
         gradient_of_attention(["query", "bias"])

@@ -55,6 +55,7 @@ struct engine_function {
     int arguments;
     const char *instead; /* what to pass in place of a masked array */
     bool packed;         /* data operands have their core axes and no others: no batch, and no head left out */
+    bool follows;        /* another function, called before it on the same masks, has warned of them */
     size_t kernel;       /* its place in struct attn_kernels: an array of two, by type computed in */
     struct engine_operand operands[ENGINE_OPERANDS]; /* up to the first without a name */
     struct engine_output outputs[ENGINE_OUTPUTS];

@@ -56,7 +56,42 @@ scan(PyArrayObject *array, enum attn_type type, int axis, const char *data, bool
     return zeros_and_ones_16(data, stride, n, 0, swapped ? 0x80 : 0x8000, swapped ? __builtin_bswap16(one_16[type]) : one_16[type], ones) == n;
 }
 
-/* A floating mask of zeros and ones is nearly always a bool mask that lost its dtype. Two levels up is the line that called the face. */
+/* Whether a frame belongs to a call on its way here: of this package, or of a library whose arrays it handles. */
+static bool
+passes_on(PyObject *frame)
+{
+    static const char *const packages[] = {"attnpy.", "autograd.", "torch."};
+    PyObject *globals = PyObject_GetAttrString(frame, "f_globals");
+    PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL, *bytes = name ? PyUnicode_AsUTF8String(name) : NULL;
+    const char *text = bytes ? PyBytes_AsString(bytes) : NULL;
+    bool passes = false;
+    for (int i = 0; text && i < 3; i++)
+        passes |= strncmp(text, packages[i], strlen(packages[i])) == 0;
+    Py_XDECREF(bytes);
+    Py_XDECREF(globals);
+    PyErr_Clear();
+    return passes;
+}
+
+/* How many levels up the line is that called the face, perhaps through a library. */
+static Py_ssize_t
+level_of_caller(void)
+{
+    Py_ssize_t level = 1;
+    PyObject *frame = (PyObject *)PyEval_GetFrame();
+    Py_XINCREF(frame);
+    while (frame && frame != Py_None && passes_on(frame)) {
+        PyObject *back = PyObject_GetAttrString(frame, "f_back");
+        Py_DECREF(frame);
+        frame = back;
+        level++;
+    }
+    Py_XDECREF(frame);
+    PyErr_Clear();
+    return level;
+}
+
+/* A floating mask of zeros and ones is nearly always a bool mask that lost its dtype. */
 bool
 engine_warn_of_zeros_and_ones(const char *name, PyArrayObject *array)
 {
@@ -67,7 +102,7 @@ engine_warn_of_zeros_and_ones(const char *name, PyArrayObject *array)
         return true;
     char text[160];
     PyOS_snprintf(text, sizeof text, "%s is floating and holds only 0 and 1: it is added to the scores; to hide keys use .astype(bool)", name);
-    return PyErr_WarnEx(PyExc_UserWarning, text, 2) == 0;
+    return PyErr_WarnEx(PyExc_UserWarning, text, level_of_caller()) == 0;
 }
 
 static bool
@@ -92,7 +127,7 @@ take_mask(struct engine *e, const struct engine_operand *operand, PyObject *obje
     if (!engine_broadcast(e, operand, array, tensor))
         return false;
     e->operand[operand - e->function->operands] = e->input[e->inputs++] = array;
-    return operand->kind == ENGINE_ADDED || engine_warn_of_zeros_and_ones(operand->name, array);
+    return operand->kind == ENGINE_ADDED || e->function->follows || engine_warn_of_zeros_and_ones(operand->name, array);
 }
 
 static bool

@@ -277,6 +277,16 @@ print("ml_dtypes" in sys.modules, attnpy.softmax(torch.ones(2).bfloat16()), "ml_
     assert done.stdout == "False tensor([0.5000, 0.5000], dtype=torch.bfloat16) True\n", done.stderr
 
 
+def test_warnings_name_the_line_of_the_caller():
+    mask = torch.eye(7)[:6]
+    for query in (QUERY, QUERY.clone().requires_grad_()):
+        with pytest.warns(UserWarning, match="^attn_mask is floating and holds only 0 and 1") as caught:
+            output = sdpa(query, KEY, VALUE, mask)
+        if output.requires_grad:
+            output.sum().backward()  # warns no more
+        assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_readme_example_runs():
     from test_docs import run_readme
 
