@@ -20,7 +20,9 @@ def integer(name: str, x: Any, least: int | None = None, most: int | None = None
     try:
         number = operator.index(x)
     except TypeError:
-        raise TypeError(f"{name} is {x!r}; it must be an integer") from None
+        number = None
+    if number is None or isinstance(x, bool):
+        raise TypeError(f"{name} is {x!r}; it must be an integer")
     if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name} is {number}; it must be {bounds(least, most)}")
     return number

@@ -16,6 +16,7 @@ def _lengths(*names):
             ({name: 2**80}, ValueError, name),
             ({name: 5.0}, TypeError, f"{name} is 5.0; it must be an integer"),
             ({name: None}, TypeError, name),
+            ({name: True}, TypeError, name),
             ({name: [5]}, TypeError, name),
         ]
     return rows

@@ -185,6 +185,27 @@ VIOLATIONS = [
     (house.packages_are_installed, replace("pyproject.toml", ', "attnpy.reference"', ""), "attnpy.reference is not"),
     (house.packages_are_installed, append("attnpy/nn/__init__.py", ""), "attnpy.nn is not listed"),
     (
+        house.every_function_has_a_reference,
+        replace("attnpy/reference/_masks.py", "def prefix", "def first"),
+        "no reference BlockMask.prefix",
+    ),
+    (
+        house.every_function_has_a_reference,
+        replace("attnpy/reference/_masks.py", r"key_length, offset=None\):", "key_length, at=None):"),
+        r"BlockMask.causal takes .*'at'\]",
+    ),
+    (
+        house.faces_are_documented,
+        replace("attnpy/_masks.py", "        query_length, key_length : int\n", "        query_length : int\n"),
+        "BlockMask.from_function does not describe key_length",
+    ),
+    (
+        house.every_function_has_a_test_row,
+        replace("tests/cases.py", '    "BlockMask.prefix": ', '    "BlockMask.first": '),
+        "BlockMask.prefix is public without a row",
+    ),
+    (house.every_function_has_a_benchmark, unmeasured("BlockMask.prefix"), "no row measures BlockMask.prefix"),
+    (
         house.every_function_has_a_test_row,
         replace("tests/cases.py", '    "logsumexp": ', '    "logsum": '),
         "logsumexp is public without a row",

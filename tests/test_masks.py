@@ -219,6 +219,6 @@ def test_other_indices():
     for index in [*good, (1, ..., some, slice(0, 80))]:
         check(mask[index], dense[index], index)
     bad = [(..., 5, every), (..., some), (..., [1, 2], every), (0, 0, 0), (0, 0, 0, 0), (..., ...), (5,), (..., None)]
-    for index in [*bad, (0, 0, every, every, 0), ([0, 1],), "a", 1.0]:
+    for index in [*bad, (0, 0, every, every, 0), ([0, 1],), True, "a", 1.0]:
         with pytest.raises((IndexError, TypeError)):
             mask[index]
