@@ -47,6 +47,8 @@ def scored(function, *names, **options):
 
 
 PARTS = [double(2, 5, 3, seed=n) for n in range(3)], [double(2, 5, seed=n) for n in range(3)]
+PACKED = [np.ascontiguousarray(x[0].swapaxes(0, 1)) for x in (QUERY, KEY, VALUE)]
+BLOCKS = attnpy.BlockMask.from_dense(np.tri(6, 7, 1, bool))
 KEEP = normal(2, 4, 6, 5) > -0.5
 
 CALLS = {
@@ -56,6 +58,11 @@ CALLS = {
     "attention with dropout": (
         lambda *operands: sdpa(*operands, dropout_p=0.4, rng=attnpy.DropoutKey(5)), (QUERY, KEY, VALUE)),
     "attention of one head": (lambda *operands: sdpa(*operands, is_causal=True), (QUERY[0, 0], KEY[0, 0], VALUE[0, 0])),
+    "packed attention": (
+        lambda *operands: attnpy.varlen_attention(
+            *operands[:3], [0, 4, 6], [0, 2, 7], sinks=operands[3], alibi_slopes=operands[4], return_lse=True),
+        (*PACKED, SCORED["sinks"], SCORED["alibi_slopes"][0])),
+    "attention with a BlockMask": (lambda *operands: sdpa(*operands, BLOCKS), (QUERY, KEY, VALUE)),
     "weights": (scored(attnpy.attention_weights, *SCORED, **OPTIONS), (QUERY, KEY, *SCORED.values())),
     "rows of weights": (lambda *operands: attnpy.attention_weights(*operands, rows=[1, 1, -1]), (QUERY, KEY)),
     "received": (scored(attnpy.attention_received, *SCORED, **OPTIONS), (QUERY, KEY, *SCORED.values())),
@@ -84,6 +91,20 @@ def test_gradients(name):
     """Against central differences along random directions, with autograd's own tolerance."""
     function, operands = CALLS[name]
     check_grads(function, modes=["rev"], order=1)(*operands)
+
+
+def test_every_function_with_a_rule_is_among_them(monkeypatch):
+    called = set()
+    for name, rule in _gradients.RULES.items():
+
+        def forward(arguments, name=name, rule=rule):
+            called.add(name)
+            return rule.forward(arguments)
+
+        monkeypatch.setitem(_gradients.RULES, name, rule._replace(forward=forward))
+    for function, operands in CALLS.values():
+        autograd.make_vjp(lambda x: function(x, *operands[1:]))(operands[0])  # noqa: B023
+    assert called == set(_gradients.RULES)
 
 
 @pytest.mark.parametrize("name", FORWARD)
