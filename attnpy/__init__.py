@@ -20,6 +20,7 @@ from ._attention import (
     scaled_dot_product_attention,
 )
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
+from ._attention_cache import KVCache, attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
@@ -51,6 +52,10 @@ __all__ = [  # noqa: RUF022, by family
     # packed sequences
     "varlen_attention",
     "varlen_attention_backward",
+    # caches
+    "KVCache",
+    "attention_with_cache",
+    "paged_attention",
     # softmax
     "softmax",
     "log_softmax",

@@ -110,6 +110,54 @@ def decode(case, goal):
     return Row("scaled_dot_product_attention", case.name + ", cold", prepare, goal)
 
 
+def paged(case, page, goal):
+    """The same with keys and values in pages, in the order of a shuffled table."""
+
+    def prepare(wanted):
+        count = case.S // page
+        size = 2 * case.B * case.G * case.S * case.D * stored(case.dtype).itemsize
+        rng = np.random.default_rng(6)
+        query = rng.standard_normal((case.B, case.H, case.L, case.D), np.float32).astype(stored(case.dtype))
+        shape = (case.B * count, page, case.G, case.D)
+        first = [rng.standard_normal(shape, np.float32).astype(query.dtype) for _ in range(2)]
+        pages = [first, *([x.copy() for x in first] for _ in range(math.ceil(CACHES / size) - 1))]
+        table = rng.permutation(case.B * count).reshape(case.B, count)
+        lengths = np.full(case.B, case.S)
+        return Work(
+            ours=[lambda pair=pair: attnpy.paged_attention(query, *pair, table, lengths) for pair in pages],
+            bytes=size,
+            yardsticks=("read",),
+            memory=pages,
+        )
+
+    return Row("paged_attention", f"{case.name}, pages of {page}, cold", prepare, goal)
+
+
+def cached(case, goal):
+    """One step over a cache of int8, or of another type."""
+
+    def prepare(wanted):
+        rng = np.random.default_rng(7)
+        query = rng.standard_normal((case.B, case.H, case.L, case.D), np.float32)
+        caches = [attnpy.KVCache(1, case.B, case.G, case.S, case.D, dtype=stored(case.dtype))]
+        size = caches[0].nbytes
+        rows = rng.standard_normal((2, case.B, case.G, case.S, case.D), np.float32)
+        caches += [
+            attnpy.KVCache(1, case.B, case.G, case.S, case.D, dtype=stored(case.dtype))
+            for _ in range(math.ceil(CACHES / size) - 1)
+        ]
+        for cache in caches:
+            cache.append(0, *rows)
+        return Work(
+            ours=[lambda cache=cache: attnpy.attention_with_cache(query, cache, 0) for cache in caches],
+            bytes=size,
+            yardsticks=("read",),
+            memory=[cache.view(0)[:2] for cache in caches],
+        )
+
+    return Row("attention_with_cache", f"{case.name}, cold", prepare, goal)
+
+
 def rows():
     for size, share in ((32, 0.95), (64, 0.96), (128, 0.95), (256, 0.94)):
         yield one_core(Attention(H=1, L=2048, D=size), ("tile", share))
@@ -129,6 +177,9 @@ def rows():
     yield half(Attention(H=8, L=2048, dtype="bfloat16"), ("float32", 0.95))
     for dtype, share in (("float32", 0.92), ("float16", 0.86), ("bfloat16", 0.86)):
         yield decode(Attention(H=32, shared=8, L=1, keys=8192, D=128, dtype=dtype), ("read", share))
+    for page, share in ((16, 0.80), (256, 0.86)):
+        yield paged(Attention(H=32, shared=8, L=1, keys=8192, D=128), page, ("read", share))
+    yield cached(Attention(H=32, shared=8, L=1, keys=8192, D=128, dtype="int8"), ("read", 0.75))
     for option in (
         {"masked": True},
         {"biased": True},

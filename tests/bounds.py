@@ -6,6 +6,7 @@ For every function a list of Expected. u unit roundoff, r_d = E, r_n = 64 + ceil
 import functools
 import math
 
+import dense
 import numpy as np
 import oracle
 import oracle_backward
@@ -66,6 +67,19 @@ def scaled_dot_product_attention(arguments):
             )
         )
     return results
+
+
+def paged_attention(arguments):
+    return scaled_dot_product_attention(dense.of_pages(arguments))
+
+
+def attention_with_cache(arguments):
+    """Of int8 times its scale the product is rounded where keys and values are loaded, a share u of each term."""
+    results = scaled_dot_product_attention(dense.of_cache(arguments))
+    if arguments["cache"].dtype != np.int8 or attention_compute(arguments) == np.float64:
+        return results
+    wanted = exact_of("attention_with_cache", np.float32, arguments, None)
+    return [x._replace(wanted=y, plain=None) for x, y in zip(results, wanted, strict=True)]
 
 
 def scaled_dot_product_attention_jvp(arguments):

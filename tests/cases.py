@@ -13,10 +13,21 @@ import numerics
 import numpy as np
 import oracle
 import refusals
+import refusals_cache
 import refusals_masks
 import refusals_varlen
 from calls import DTYPES, Call, Row, named
 from cases_backward import gradient_of
+from cases_cache import (
+    CACHE_OPTIONS,
+    CACHED_HEAVY,
+    CACHED_SHAPES,
+    PAGED_HEAVY,
+    PAGED_OPTIONS,
+    PAGED_SHAPES,
+    cached,
+    paged,
+)
 from cases_softmax import softmax_backward, softmax_row
 from cases_varlen import varlen_backward_row, varlen_row
 
@@ -311,6 +322,13 @@ CASES = {
     "AttentionGradients": Row(refused=refusals.GRADIENTS),
     "varlen_attention": varlen_row(attention_hidden, refusals_varlen.VARLEN),
     "varlen_attention_backward": varlen_backward_row(attention_hidden, refusals_varlen.VARLEN_BACKWARD),
+    "paged_attention": Row(
+        paged(attention_hidden), PAGED_SHAPES, PAGED_OPTIONS, heavy=PAGED_HEAVY, batched=True,
+        refused=refusals_cache.PAGED,
+    ),
+    "attention_with_cache": Row(
+        cached, CACHED_SHAPES, CACHE_OPTIONS, heavy=CACHED_HEAVY, refused=refusals_cache.WITH_CACHE
+    ),
     "merge_attention": Row(
         _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
     ),
@@ -329,6 +347,7 @@ CASES = {
     "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
     "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, softmax_backward),
     # Functions without arrays, or that make no arrays: only what they refuse.
+    "KVCache": Row(refused=refusals_cache.CACHE),
     "BlockMask": Row(refused=refusals_masks.BLOCK_MASK),
     "BlockMask.from_dense": Row(refused=refusals_masks.FROM_DENSE),
     "BlockMask.from_function": Row(refused=refusals_masks.FROM_FUNCTION),

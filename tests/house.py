@@ -20,6 +20,7 @@ TOOLS = {
 THREADS = "controls threads, computes nothing"
 WITHOUT_REFERENCE = {
     "DropoutKey": "holds four words",
+    "KVCache": "holds keys and values; view() gives them to the reference of attention_with_cache",
     "dropout_key": "draws four words from NumPy's own generator",
     "get_num_threads": THREADS,
     "set_num_threads": THREADS,
@@ -29,6 +30,7 @@ WITHOUT_REFERENCE = {
 WITHOUT_BENCHMARK = {
     "BlockMask": "has a row for each constructor",
     "DropoutKey": "what dropout_key returns, which has a row",
+    "KVCache": "what attention_with_cache reads, which has rows",
     "AttentionGradients": "what the backward functions return, which have rows",
     "show_config": "prints facts",
 }

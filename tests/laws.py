@@ -261,7 +261,7 @@ def _core_axes(call, name):
         return 3
     if name in ("lse", "grad_lse"):
         return 2
-    if name in ("alibi_slopes", "sinks"):
+    if name in ("alibi_slopes", "sinks", "block_table"):
         return 1
     if name in ("x", "where"):
         return 1

@@ -27,6 +27,10 @@ PACKED = (
     "cu_seqlens_q, cu_seqlens_k, max_seqlen_q=None, max_seqlen_k=None, *, dropout_p=0.0, is_causal=False, scale=None, "
     "causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, rng=None, "
 )
+CACHE_OPTIONS = (
+    "scale=None, causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
+    "query_lengths=None, return_lse=False, out=None)"
+)
 SIGNATURES = {
     "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
     + OPTIONS
@@ -51,6 +55,10 @@ SIGNATURES = {
     + "grad_lse=None, needs=('query', 'key', 'value'), out=None)",
     "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + "out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
+    "KVCache": "(num_layers, batch, num_kv_heads, max_length, head_dim, *, value_head_dim=None, "
+    "dtype=<class 'numpy.float32'>, window=None)",
+    "attention_with_cache": "(query, cache, layer, *, is_causal=True, " + CACHE_OPTIONS,
+    "paged_attention": "(query, key_pages, value_pages, block_table, kv_lengths, *, is_causal=False, " + CACHE_OPTIONS,
     "BlockMask": "()",
     "dropout_key": "(rng)",
     "dropout_mask": "(shape, dropout_p, key, *, dtype)",

@@ -12,6 +12,7 @@ from ._attention import (
     scaled_dot_product_attention,
 )
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
+from ._attention_cache import attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
@@ -29,6 +30,8 @@ __all__ = [  # noqa: RUF022, by family
     "AttentionGradients",
     "merge_attention_backward",
     "dropout_mask",
+    "attention_with_cache",
+    "paged_attention",
     "scaled_dot_product_attention_jvp",
     "BlockMask",
     "varlen_attention",

@@ -117,6 +117,7 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
     a->dropout_p = 0;
     a->first_batch = 0;
     a->rows.data = a->lse.data = NULL;
+    a->block_table.data = a->key_scale.data = a->value_scale.data = NULL;
     return check_positions(e, a);
 }
 

@@ -17,7 +17,7 @@ enum {
 };
 
 /* How an element is stored. Kernels compute in float or double; the others are storage. */
-enum attn_type { ATTN_FLOAT32, ATTN_FLOAT64, ATTN_FLOAT16, ATTN_BFLOAT16, ATTN_BOOL, ATTN_INT64 };
+enum attn_type { ATTN_FLOAT32, ATTN_FLOAT64, ATTN_FLOAT16, ATTN_BFLOAT16, ATTN_BOOL, ATTN_INT64, ATTN_INT8 };
 
 /* One operand. Strides are in bytes, may be negative, and are 0 along broadcast axes. */
 struct attn_tensor {

@@ -14,7 +14,8 @@
 static inline int64_t
 attn_type_size(enum attn_type type)
 {
-    static const int8_t size[] = {[ATTN_FLOAT32] = 4, [ATTN_FLOAT64] = 8, [ATTN_FLOAT16] = 2, [ATTN_BFLOAT16] = 2, [ATTN_BOOL] = 1, [ATTN_INT64] = 8};
+    static const int8_t size[] = {[ATTN_FLOAT32] = 4, [ATTN_FLOAT64] = 8, [ATTN_FLOAT16] = 2, [ATTN_BFLOAT16] = 2,
+                                  [ATTN_BOOL] = 1,    [ATTN_INT64] = 8,   [ATTN_INT8] = 1};
     return size[type];
 }
 
@@ -75,6 +76,7 @@ element_to_real(const char *element, enum attn_type type, bool swapped)
         double d;
         uint16_t h;
         uint8_t b;
+        int8_t c;
         int64_t i;
     } x;
     attn_copy_element(&x, element, attn_type_size(type), swapped);
@@ -89,6 +91,8 @@ element_to_real(const char *element, enum attn_type type, bool swapped)
         return (REAL)bfloat16_to_float(x.h);
     case ATTN_BOOL:
         return (REAL)(x.b != 0);
+    case ATTN_INT8:
+        return (REAL)x.c;
     default:
         return (REAL)x.i;
     }
@@ -155,6 +159,9 @@ load_row(REAL *row, const char *data, int64_t stride, int64_t n, enum attn_type 
             for (; i + LANES <= n; i += LANES)
                 v_storeu(row + i, v_load_bf16(data + i * stride));
 #endif
+        if (type == ATTN_INT8)
+            for (; i + LANES <= n; i += LANES)
+                v_storeu(row + i, v_load_i8(data + i * stride));
     }
     switch (type) {
     case ATTN_FLOAT32:

@@ -1,5 +1,6 @@
-/* half.inc.h: float16 and bfloat16 as storage. Rounding is to nearest, ties to even; subnormals are exact; beyond the range is infinity; NaN stays a
- * quiet NaN of its sign. Every level, and the scalar functions, give the same bits. Included once per REAL; the vectors exist where REAL is float. */
+/* half.inc.h: float16, bfloat16 and int8 as storage. Rounding is to nearest, ties to even; subnormals are exact; beyond the range is infinity; NaN stays a
+ * quiet NaN of its sign. Every level, and the scalar functions, give the same bits. Included once per REAL; the vectors of half types exist where REAL is
+ * float. */
 #ifndef ATTN_HALF_NAMES
 #define ATTN_HALF_NAMES
 #define vhalf SUFFIX(vhalf)
@@ -8,6 +9,8 @@
 #define v_store_f16 SUFFIX(v_store_f16)
 #define v_load_bf16 SUFFIX(v_load_bf16)
 #define v_store_bf16 SUFFIX(v_store_bf16)
+#define v_bytes SUFFIX(v_bytes)
+#define v_load_i8 SUFFIX(v_load_i8)
 
 /* The exponent of float16 is moved into that of float. Where it was 0 (zero and subnormals), the number read has an implicit bit that it should not
  * have: exponent 1 is written instead, and the bit's value 2^-14 subtracted, both exact. Where it was 31, it becomes 255. */
@@ -136,3 +139,20 @@ v_store_bf16(char *p, vreal x)
     memcpy(p, &h, sizeof h);
 }
 #endif
+
+typedef int8_t v_bytes __attribute__((vector_size(VECTOR_BYTES / sizeof(REAL)), may_alias));
+
+/* LANES integers of a byte each from p, at any address; all are exact. */
+ATTN_INLINE vreal
+v_load_i8(const char *p)
+{
+    v_bytes bytes;
+    memcpy(&bytes, p, sizeof bytes);
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    return (vreal)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
+    return (vreal)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(&bytes)));
+#else
+    return __builtin_convertvector(bytes, vreal);
+#endif
+}

@@ -14,6 +14,7 @@
 #include "attention_tiles.inc.h"
 #include "attention_rows.inc.h"
 #include "attention_visible.inc.h"
+#include "attention_source.inc.h"
 #include "attention_terms.inc.h"
 #include "attention_dropout.inc.h"
 #include "attention_forward.inc.h"

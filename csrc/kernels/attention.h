@@ -7,12 +7,16 @@
  *            attention_received:            sum_i P_ij
  *            merge_attention:               O = sum_t exp(lse_t - lse) O_t,  lse = ln sum_t exp(lse_t)
  *            dropout_mask:                  1 / (1 - p) where kept, else 0
+ *            paged_attention, attention_with_cache: O_i and lse_i of keys and values that are stored in pages, or as int8 with a scale for each row
  * Given      query (B.., H, L, E), key (B.., G, S, E), value (B.., G, S, D); query head h reads head h / group
  *            attn_mask, bias (B.., H, L, S): ATTN_BOOL (true: visible) or floating (added; -inf hides); strides 0 where broadcast
  *            block_mask: hides what is not in its tiles, besides; it does not follow lengths or offsets
  *            alibi_slopes, sinks (B.., H) in REAL, native, strides free;  causal_offset, query_lengths, kv_lengths (B..) ATTN_INT64, native
  *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights; absent: all, row_count = L
  *            value is absent (NULL, D = 0) for attention_weights and attention_received
+ *            paged_attention: key, value (pages, G, page_size, E or D), whose one batch axis are the pages: key j of a batch element is row
+ *            j % page_size of page block_table[j / page_size]; entries for keys within the length have been checked, others are not read
+ *            attention_with_cache: key, value of ATTN_INT8, each row times its scale
  *            Strides are in bytes. Lengths, offsets and rows have been checked by the caller.
  * Returns    output (B.., H, L, D), lse (B.., H, L) in REAL or NULL; attention_weights: output (B.., H, row_count, S);
  *            attention_received: output (B.., H, S). Outputs overlap no input and no element of themselves.
@@ -50,6 +54,9 @@ struct attn_attention {
     struct attn_tensor rows;
     struct attn_tensor output, lse;
     int64_t row_count;
+    struct attn_tensor block_table;            /* (B.., pages of the longest sequence) ATTN_INT64, native, stride `column`; or absent */
+    int64_t page_size;                         /* keys a page, where there is a table */
+    struct attn_tensor key_scale, value_scale; /* (B.., G, S) in REAL, native: what each row of ATTN_INT8 is multiplied by; or absent */
     double scale, softcap; /* softcap 0: none */
     bool is_causal;
     int64_t window_left, window_right; /* -1: open */

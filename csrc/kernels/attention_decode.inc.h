@@ -9,7 +9,12 @@
 #define decode_state SUFFIX(decode_state)
 #define decode_open SUFFIX(decode_open)
 #define load_padded SUFFIX(load_padded)
-#define decode_load_side SUFFIX(decode_load_side)
+#define decode_side SUFFIX(decode_side)
+#define side_open SUFFIX(side_open)
+#define side_look_ahead SUFFIX(side_look_ahead)
+#define side_row SUFFIX(side_row)
+#define scale_scores_by_key SUFFIX(scale_scores_by_key)
+#define scale_weights_by_value SUFFIX(scale_weights_by_value)
 #define decode_step SUFFIX(decode_step)
 #define decode_terms SUFFIX(decode_terms)
 #define decode_softmax SUFFIX(decode_softmax)
@@ -70,30 +75,92 @@ decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64
     return state;
 }
 
-/* One operand of a block: in place where its rows are whole vectors of a type that loads as REALs, else loaded and filled up with 0. */
+/* One operand of a block. */
+struct decode_side {
+    struct stored_rows rows;
+    const char *place[ATTN_BLOCK], *next[ATTN_BLOCK];
+    bool scaled;                                         /* rows are read as they are, and scores or weights multiplied by `scale` */
+    REAL scale[ATTN_BLOCK] __attribute__((aligned(64)));
+};
+
+/* Keys (or values) first ... first + keys - 1 of a head: in place where they are whole vectors of a type that loads as REALs, else loaded and filled up
+ * with 0. */
 static void
-decode_load_side(const struct attn_tensor *t, const char *data, int keys, int64_t n, REAL *memory, struct stored_rows *side)
+side_open(const struct attn_attention *a, const struct attn_tensor *t, const struct attn_tensor *scale, int64_t batch, int64_t kv_head, int64_t first,
+          int keys, int64_t n, REAL *memory, struct decode_side *side)
 {
     int64_t pitch = (n + LANES - 1) / LANES * LANES;
-    if (n % LANES == 0 && is_loadable(t, &side->stored)) {
-        side->data = data;
-        side->row = t->row;
-        return;
+    struct stored_rows *rows = &side->rows;
+    bool direct = n % LANES == 0 && is_loadable(t, &rows->stored);
+    places_of(a, t, batch, kv_head, first, keys, side->place);
+    side->scaled = direct && scale->data;
+    if (scale->data)
+        scales_of(a, scale, batch, kv_head, first, keys, side->scale);
+    for (int r = keys; r < ATTN_BLOCK; r++)
+        side->scale[r] = 0;
+    if (!direct) {
+        rows->stored = ATTN_STORED_REAL;
+        for (int r = 0; r < keys; r++) {
+            REAL *row = memory + r * pitch;
+            load_padded(row, side->place[r], t, n);
+            if (scale->data)
+                scale_row(row, n, side->scale[r]);
+            side->place[r] = (const char *)row;
+        }
     }
-    for (int r = 0; r < keys; r++)
-        load_padded(memory + r * pitch, data + r * t->row, t, n);
-    side->data = (const char *)memory;
-    side->row = pitch * (int64_t)sizeof(REAL);
-    side->stored = ATTN_STORED_REAL;
+    rows->row = rows->next = side->place;
+    rows->ahead = direct ? ATTN_BLOCK * t->row : 0;
+}
+
+/* Keys in pages: the places of the next block are looked up, so that it can be asked for. From `end` on the table must not be read. */
+static void
+side_look_ahead(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, int64_t end, struct decode_side *side)
+{
+    int64_t following = first + attn_block_keys(a);
+    int known = (int)attn_min(keys, end - following);
+    side->rows.ahead = 0;
+    if (known <= 0 || side->rows.row[0] != stored_at(a, &a->key, batch, kv_head, first)) /* loaded: nothing is read ahead */
+        return;
+    places_of(a, &a->key, batch, kv_head, following, known, side->next);
+    for (int r = known; r < keys; r++)
+        side->next[r] = side->next[known - 1];
+    side->rows.next = side->next;
+}
+
+/* Scores of a row times the scales of their keys. */
+static void
+scale_scores_by_key(const REAL *scale, int keys, REAL *score)
+{
+    for (int t = 0; t < keys; t += LANES)
+        v_store(score + t, v_load(score + t) * v_load(scale + t));
+}
+
+/* Weights times the scales of their values; a hidden value's scale may be NaN. */
+static void
+scale_weights_by_value(const REAL *scale, int keys, uint64_t seen, REAL *weight)
+{
+    for (int t = 0; t < keys; t += LANES)
+        v_store(weight + t, v_select(v_lane_bits(seen >> t), v_load(weight + t) * v_load(scale + t), (vreal){0}));
+}
+
+/* Key t of a block as REALs; an int8 that is not scaled yet is. */
+static const REAL *
+side_row(const struct decode_side *side, int t, int64_t n, REAL *memory)
+{
+    int64_t size = stored_size(side->rows.stored);
+    for (int64_t d = 0; d < n; d += LANES) {
+        vreal x = load_stored(side->place[t] + d * size, side->rows.stored);
+        v_store(memory + d, x * v_splat(side->scaled ? side->scale[t] : 1));
+    }
+    return memory;
 }
 
 /* What is done to the scores of one row between the product and the softmax; hidden ones, and those past the end, become -inf. */
 static void
-decode_terms(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block, const struct workplace *w,
-             int h, REAL *score)
+decode_terms(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t first, const struct decode_side *key,
+             const struct workplace *w, int h, REAL *score)
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
-    int64_t first = block->first + w->from;
     uint64_t seen = attn_bit_range(0, w->keys);
     if (w->sight == ATTN_PARTIAL)
         seen &= w->seen[h];
@@ -103,8 +170,8 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
             v_store(score + t, s);
             for (int n = t; n < t + LANES && n < w->keys; n++)
                 if (score[n] - score[n] != 0 && (seen >> n & 1))
-                    score[n] = repaired_score(a, &a->query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]), &a->key,
-                                              block->key_data + (w->from + n) * a->key.row, score[n]);
+                    score[n] = repaired_score(a, &a->query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]),
+                                              side_row(key, n, a->head_dim, w->staging), score[n]);
             s = v_load(score + t);
         }
         if (a->softcap != 0)
@@ -159,25 +226,31 @@ static void
 decode_step(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, struct decode_state *state, struct workplace *w)
 {
     struct row_block *rows = state->rows;
-    struct key_block block = {.first = first, .keys = keys, .key_data = scalar_at(a, &a->key, batch, kv_head) + first * a->key.row};
+    struct key_block block = {.first = first, .keys = keys};
+    struct decode_side key, value;
     if (tile_sight(a, batch, rows, &block, false, w) == ATTN_HIDDEN)
         return;
-    struct stored_rows key, value;
-    const char *value_data = scalar_at(a, &a->value, batch, kv_head) + (first + w->from) * a->value.row;
-    decode_load_side(&a->key, block.key_data + w->from * a->key.row, w->keys, a->head_dim, w->block, &key);
-    decode_load_side(&a->value, value_data, w->keys, a->value_dim, w->block + ATTN_BLOCK * state->key_pitch, &value);
-    row_scores(rows->count, state->query, state->key_pitch, &key, w->keys, &value, state->value_pitch, state->scores);
+    first += w->from;
+    side_open(a, &a->key, &a->key_scale, batch, kv_head, first, w->keys, a->head_dim, w->block, &key);
+    if (a->block_table.data)
+        side_look_ahead(a, batch, kv_head, first, w->keys, rows->any_end, &key);
+    side_open(a, &a->value, &a->value_scale, batch, kv_head, first, w->keys, a->value_dim, w->block + ATTN_BLOCK * state->key_pitch, &value);
+    row_scores(rows->count, state->query, state->key_pitch, &key.rows, w->keys, &value.rows, state->value_pitch, state->scores);
     bool plain = w->sight == ATTN_FULL && w->keys % LANES == 0 && !has_terms(a) && !scales_scores(a);
     for (int h = 0; h < rows->count; h++) {
         REAL *score = state->scores + h * ATTN_BLOCK;
+        if (key.scaled)
+            scale_scores_by_key(key.scale, w->keys, score);
         if (!plain || !scores_are_finite(score, w->keys))
-            decode_terms(a, batch, rows, &block, w, h, score);
-        decode_softmax(a, batch, rows, first + w->from, w->keys, h, state);
+            decode_terms(a, batch, rows, first, &key, w, h, score);
+        decode_softmax(a, batch, rows, first, w->keys, h, state);
+        if (value.scaled)
+            scale_weights_by_value(value.scale, w->keys, w->sight == ATTN_PARTIAL ? w->seen[h] : ~(uint64_t)0, score);
     }
-    if (w->sight == ATTN_PARTIAL && !rows_finite(&value, w->keys, state->value_pitch))
-        row_values_selected(rows->count, state->scores, w->seen, &value, w->keys, state->value_pitch, state->decay, state->output);
+    if (w->sight == ATTN_PARTIAL && !rows_finite(&value.rows, w->keys, state->value_pitch))
+        row_values_selected(rows->count, state->scores, w->seen, &value.rows, w->keys, state->value_pitch, state->decay, state->output);
     else
-        row_values(rows->count, state->scores, &value, w->keys, state->value_pitch, state->decay, &key, state->output);
+        row_values(rows->count, state->scores, &value.rows, w->keys, state->value_pitch, state->decay, &key.rows, state->output);
 }
 
 /* The rows of a key/value head attend to keys first ... end - 1; the result goes to `part` (attention_parts.inc.h). */

@@ -53,12 +53,12 @@ struct attn_forward_cut {
     bool shares_head;  /* one task a part, merged in a second phase; else a task computes all parts of its head */
 };
 
-/* The decode kernel is bound by memory while its few rows share a read; keys that are stored in half the bytes leave half the time. */
+/* The decode kernel is bound by memory while its few rows share a read; keys that are stored in fewer bytes leave less time. */
 static inline bool
 attn_decodes(const struct attn_attention *a)
 {
-    bool half = a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16;
-    return a->query_length * a->group <= (half ? 8 : 4);
+    bool narrow = a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16 || a->key.type == ATTN_INT8;
+    return a->query_length * a->group <= (narrow ? 8 : 4);
 }
 
 static inline struct attn_forward_cut
@@ -172,7 +172,7 @@ segment_products(const struct attn_attention *a, int64_t batch, const struct row
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (risky)
-        repair_scores(a, batch, rows, s, &a->query, &a->key, block->key_data + first * a->key.row);
+        repair_scores(a, batch, rows, s, &a->query, block->key + first * block->key_row, block->key_row);
     if (a->softcap != 0)
         cap_scores(a->softcap, s);
     return changed;

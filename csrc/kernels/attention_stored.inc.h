@@ -1,4 +1,5 @@
-/* attention_stored.inc.h: the inner loops of decoding: scores of, and sums over, keys and values as they are stored (REALs, float16, bfloat16).
+/* attention_stored.inc.h: the inner loops of decoding: scores of, and sums over, keys and values as they are stored (REALs, float16, bfloat16,
+ * int8 before its scale).
  *
  * For up to four rows at a time: their products fit the registers, and the second four find the block in L2. Rows of a block are whole vectors. */
 #ifndef ATTN_STORED_NAMES
@@ -18,12 +19,13 @@
 #define row_values_selected SUFFIX(row_values_selected)
 #define rows_finite SUFFIX(rows_finite)
 
-enum attn_stored { ATTN_STORED_REAL, ATTN_STORED_FLOAT16, ATTN_STORED_BFLOAT16 };
+enum attn_stored { ATTN_STORED_REAL, ATTN_STORED_FLOAT16, ATTN_STORED_BFLOAT16, ATTN_STORED_INT8 };
 
-/* Rows of keys or values, `row` bytes apart. */
+/* Rows of keys or values of a block. */
 struct stored_rows {
-    const char *data;
-    int64_t row;
+    const char *const *row; /* where each begins */
+    const char *const *next; /* and, `ahead` bytes on, what will be read after it: keys of the next block */
+    int64_t ahead;
     enum attn_stored stored;
 };
 
@@ -39,7 +41,7 @@ attn_prefetch(const char *row, int64_t bytes)
 ATTN_INLINE int64_t
 stored_size(enum attn_stored stored)
 {
-    return stored == ATTN_STORED_REAL ? (int64_t)sizeof(REAL) : 2;
+    return stored == ATTN_STORED_REAL ? (int64_t)sizeof(REAL) : stored == ATTN_STORED_INT8 ? 1 : 2;
 }
 
 ATTN_INLINE vreal
@@ -50,6 +52,8 @@ load_stored(const char *p, enum attn_stored stored)
         return v_load_f16(p);
     if (stored == ATTN_STORED_BFLOAT16)
         return v_load_bf16(p);
+    if (stored == ATTN_STORED_INT8)
+        return v_load_i8(p);
 #endif
     (void)stored;
     return v_loadu((const REAL *)p);
@@ -62,6 +66,10 @@ is_loadable(const struct attn_tensor *t, enum attn_stored *stored)
 #if REAL_BITS == 32
     if (!t->swapped && t->column == 2 && t->aligned && (t->type == ATTN_FLOAT16 || t->type == ATTN_BFLOAT16)) {
         *stored = t->type == ATTN_FLOAT16 ? ATTN_STORED_FLOAT16 : ATTN_STORED_BFLOAT16;
+        return true;
+    }
+    if (t->type == ATTN_INT8 && t->column == 1) {
+        *stored = ATTN_STORED_INT8;
         return true;
     }
 #endif
@@ -107,8 +115,8 @@ stored_scores(int n, enum attn_stored stored, const REAL *query, int64_t pitch, 
         for (int j = 0; j < LANES; j++) {
             vreal dot[4] = {{0}, {0}, {0}, {0}};
             if (t + j < keys) {
-                attn_prefetch(value->data + (t + j) * value->row, value_bytes);
-                stored_dot(n, stored, query, pitch, key->data + (t + j) * key->row, dot);
+                attn_prefetch(value->row[t + j], value_bytes);
+                stored_dot(n, stored, query, pitch, key->row[t + j], dot);
             }
             ATTN_UNROLL
             for (int h = 0; h < n; h++)
@@ -126,8 +134,7 @@ stored_columns(int n, int nc, enum attn_stored stored, const REAL *weights, cons
                const REAL *decay, const struct stored_rows *key, REAL *output)
 {
     int64_t size = stored_size(stored);
-    const char *v = value->data + column * size;
-    const char *next = key->data + ATTN_BLOCK * key->row + column * size;
+    int64_t at = column * size, ahead = key->ahead + column * size;
     vreal sum[4][4];
     ATTN_UNROLL
     for (int h = 0; h < n; h++)
@@ -135,10 +142,10 @@ stored_columns(int n, int nc, enum attn_stored stored, const REAL *weights, cons
         for (int i = 0; i < nc; i++)
             sum[h][i] = (vreal){0};
     for (int t = 0; t < keys; t++) {
-        attn_prefetch(next + t * key->row, nc * LANES * size);
+        attn_prefetch(key->next[t] + ahead, nc * LANES * size);
         ATTN_UNROLL
         for (int i = 0; i < nc; i++) {
-            vreal x = load_stored(v + t * value->row + i * LANES * size, stored);
+            vreal x = load_stored(value->row[t] + at + i * LANES * size, stored);
             ATTN_UNROLL
             for (int h = 0; h < n; h++)
                 sum[h][i] += v_splat(weights[h * ATTN_BLOCK + t]) * x;
@@ -191,6 +198,10 @@ row_scores_n(int n, const REAL *query, int64_t pitch, const struct stored_rows *
         row_scores_as(n, ATTN_STORED_BFLOAT16, query, pitch, key, keys, value, value_bytes, scores);
         return;
     }
+    if (key->stored == ATTN_STORED_INT8) {
+        row_scores_as(n, ATTN_STORED_INT8, query, pitch, key, keys, value, value_bytes, scores);
+        return;
+    }
 #endif
     row_scores_as(n, ATTN_STORED_REAL, query, pitch, key, keys, value, value_bytes, scores);
 }
@@ -230,6 +241,10 @@ row_values_n(int n, const REAL *weights, const struct stored_rows *value, int ke
         stored_values(n, ATTN_STORED_BFLOAT16, weights, value, keys, pitch, decay, key, output);
         return;
     }
+    if (value->stored == ATTN_STORED_INT8) {
+        stored_values(n, ATTN_STORED_INT8, weights, value, keys, pitch, decay, key, output);
+        return;
+    }
 #endif
     stored_values(n, ATTN_STORED_REAL, weights, value, keys, pitch, decay, key, output);
 }
@@ -266,7 +281,7 @@ row_values_selected(int rows, const REAL *weights, const uint64_t *seen, const s
             vreal sum = {0};
             for (int t = 0; t < keys; t++)
                 if (seen[h] >> t & 1)
-                    sum += v_splat(weights[h * ATTN_BLOCK + t]) * load_stored(value->data + t * value->row + c * size, value->stored);
+                    sum += v_splat(weights[h * ATTN_BLOCK + t]) * load_stored(value->row[t] + c * size, value->stored);
             REAL *o = output + h * pitch + c;
             v_store(o, v_load(o) * v_splat(decay[h]) + sum);
         }
@@ -280,6 +295,6 @@ rows_finite(const struct stored_rows *value, int keys, int64_t pitch)
     vreal zero = {0};
     for (int t = 0; t < keys; t++)
         for (int64_t c = 0; c < pitch; c += LANES)
-            zero += load_stored(value->data + t * value->row + c * size, value->stored) * (vreal){0};
+            zero += load_stored(value->row[t] + c * size, value->stored) * (vreal){0};
     return !v_any(zero != zero);
 }

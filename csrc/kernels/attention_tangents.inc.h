@@ -40,7 +40,6 @@ struct tangent_block {
     struct key_block block;
     const REAL *key, *value;
     int64_t key_row, value_row;
-    const char *key_data;
     REAL key_abs;
     enum attn_finite value_state;
 };
@@ -113,8 +112,7 @@ tangent_block_load(const struct attn_attention_jvp *j, int64_t batch, int64_t kv
     b->key = b->value = NULL;
     b->value_state = ATTN_UNKNOWN;
     if (key->data) {
-        b->key_data = scalar_at(a, key, batch, kv_head) + first * key->row;
-        b->key = block_rows(key, b->key_data, keys, a->head_dim, shared, p->block, &b->key_row);
+        b->key = block_rows(key, scalar_at(a, key, batch, kv_head) + first * key->row, keys, a->head_dim, shared, p->block, &b->key_row);
         b->key_abs = sum_of_abs(b->key, b->key_row, keys, a->head_dim);
     }
     if (value->data) {
@@ -126,7 +124,7 @@ tangent_block_load(const struct attn_attention_jvp *j, int64_t batch, int64_t kv
 /* One product of queries and keys of a segment, in log2 units; `most` bounds every partial sum of it. What of finite rows overflows saturates. */
 static void
 tangent_product(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s,
-                const struct attn_tensor *queries, const struct attn_tensor *keys, const REAL *key, int64_t key_row, const char *key_data, REAL most)
+                const struct attn_tensor *queries, const REAL *key, int64_t key_row, REAL most)
 {
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
@@ -135,7 +133,7 @@ tangent_product(const struct attn_attention *a, int64_t batch, const struct row_
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (!(most < REAL_MAX))
-        repair_scores(a, batch, rows, s, queries, keys, key_data);
+        repair_scores(a, batch, rows, s, queries, key, key_row);
 }
 
 /* first = (first + second) ln 2, times the slope of the softcap at the capped `scores`, where a tanh within rounding of 1 has none. second: NULL where
@@ -171,11 +169,10 @@ tangent_products(const struct attn_attention_jvp *j, int64_t batch, const struct
     second.scores = j->query_tangent.data ? p->second + place : first.scores;
     first.query = r->query + (s->query - r->rows.query);
     if (j->query_tangent.data)
-        tangent_product(a, batch, &r->rows, &first, &j->query_tangent, &a->key, b->block.key + key * b->block.key_row, b->block.key_row,
-                        b->block.key_data + key * a->key.row, r->query_abs * b->block.key_abs);
+        tangent_product(a, batch, &r->rows, &first, &j->query_tangent, b->block.key + key * b->block.key_row, b->block.key_row,
+                        r->query_abs * b->block.key_abs);
     if (b->key)
-        tangent_product(a, batch, &r->rows, &second, &a->query, &j->key_tangent, b->key + key * b->key_row, b->key_row,
-                        b->key_data + key * j->key_tangent.row, r->rows.query_abs * b->key_abs);
+        tangent_product(a, batch, &r->rows, &second, &a->query, b->key + key * b->key_row, b->key_row, r->rows.query_abs * b->key_abs);
     if (j->query_tangent.data || b->key)
         join_products(a->softcap, s, first.scores, j->query_tangent.data && b->key ? second.scores : NULL);
     else

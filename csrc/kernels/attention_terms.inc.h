@@ -4,11 +4,6 @@
 #ifndef ATTN_TERMS_NAMES
 #define ATTN_TERMS_NAMES
 #define segment SUFFIX(segment)
-#define key_block SUFFIX(key_block)
-#define key_block_load SUFFIX(key_block_load)
-#define key_block_bytes SUFFIX(key_block_bytes)
-#define in_place SUFFIX(in_place)
-#define block_rows SUFFIX(block_rows)
 #define saturating_sum SUFFIX(saturating_sum)
 #define repaired_score SUFFIX(repaired_score)
 #define repair_scores SUFFIX(repair_scores)
@@ -21,22 +16,7 @@
 #define add_alibi SUFFIX(add_alibi)
 #define alibi_term SUFFIX(alibi_term)
 #define hide_scores SUFFIX(hide_scores)
-#define sum_of_abs SUFFIX(sum_of_abs)
-#define block_is_finite SUFFIX(block_is_finite)
-
-enum attn_finite { ATTN_UNKNOWN, ATTN_FINITE, ATTN_NOT_FINITE };
 #endif
-
-/* A block of keys and values, in place or loaded. */
-struct key_block {
-    int64_t first;               /* its first key */
-    int keys;
-    const REAL *key, *value;     /* rows key_row and value_row REALs apart */
-    int64_t key_row, value_row;
-    const char *key_data;        /* the operand itself, for repair_scores */
-    REAL key_abs;                /* sum |k|; inf or NaN where there are such */
-    enum attn_finite value_state; /* asked for by partial tiles only */
-};
 
 struct segment {
     int lane, nv;       /* first lane within the row block */
@@ -48,85 +28,6 @@ struct segment {
     const REAL *query;  /* of its first lane */
 };
 
-/* Rows that lie over 2 KB apart touch a page each: copied once, they are read six times from L1 and L2. */
-ATTN_INLINE bool
-in_place(const struct attn_tensor *t, bool shared)
-{
-    return is_direct(t) && (!shared || (t->row < 2048 && t->row > -2048));
-}
-
-/* sum |x| over a block: a bound of the largest |x|, and not finite where some x is not. */
-ATTN_INLINE REAL
-sum_of_abs(const REAL *x, int64_t row, int rows, int64_t n)
-{
-    vreal sum[4] = {{0}, {0}, {0}, {0}};
-    REAL tail = 0;
-    for (int r = 0; r < rows; r++) {
-        const REAL *p = x + r * row;
-        int64_t i = 0;
-        for (; i + 4 * LANES <= n; i += 4 * LANES)
-    ATTN_UNROLL
-            for (int k = 0; k < 4; k++)
-                sum[k] += v_abs(v_loadu(p + i + k * LANES));
-        for (; i + LANES <= n; i += LANES)
-            sum[0] += v_abs(v_loadu(p + i));
-        for (; i < n; i++)
-            tail += p[i] < 0 ? -p[i] : p[i];
-    }
-    return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + tail;
-}
-
-ATTN_INLINE size_t
-key_block_bytes(int64_t head_dim, int64_t value_dim)
-{
-    return attn_round_up(((size_t)head_dim + (size_t)value_dim + 2 * VECTOR_BYTES / sizeof(REAL)) * ATTN_BLOCK * sizeof(REAL));
-}
-
-/* Rows of keys or values as REALs, in place or copied to `memory`; *row is what they lie apart. shared: several row blocks use them. */
-static const REAL *
-block_rows(const struct attn_tensor *t, const char *data, int keys, int64_t n, bool shared, REAL *memory, int64_t *row)
-{
-    if (in_place(t, shared)) {
-        *row = t->row / (int64_t)sizeof(REAL);
-        return (const REAL *)data;
-    }
-    *row = (n + LANES - 1) / LANES * LANES;
-    for (int r = 0; r < keys; r++)
-        load_row(memory + r * *row, data + r * t->row, t->column, n, t->type, t->swapped);
-    return memory;
-}
-
-/* value may be absent. */
-static void
-key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, REAL *memory,
-               struct key_block *block)
-{
-    block->first = first;
-    block->keys = keys;
-    block->key_data = scalar_at(a, &a->key, batch, kv_head) + first * a->key.row;
-    block->key = block_rows(&a->key, block->key_data, keys, a->head_dim, shared, memory, &block->key_row);
-    block->key_abs = sum_of_abs(block->key, block->key_row, keys, a->head_dim);
-    block->value = NULL;
-    block->value_row = 0;
-    block->value_state = ATTN_UNKNOWN;
-    if (!a->value.data)
-        return;
-    memory += ATTN_BLOCK * ((a->head_dim + LANES - 1) / LANES * LANES);
-    block->value = block_rows(&a->value, scalar_at(a, &a->value, batch, kv_head) + first * a->value.row, keys, a->value_dim, shared, memory,
-                              &block->value_row);
-}
-
-/* Whether all values of a block are finite: 0 times one that is not is NaN. They are looked at once. */
-static bool
-block_is_finite(const REAL *value, int64_t value_row, int keys, int64_t value_dim, enum attn_finite *state)
-{
-    if (*state == ATTN_UNKNOWN) {
-        REAL sum = sum_of_abs(value, value_row, keys, value_dim);
-        *state = sum - sum == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
-    }
-    return *state == ATTN_FINITE;
-}
-
 /* x + y; a sum of finite terms stays finite. */
 ATTN_INLINE vreal
 saturating_sum(vreal x, vreal y)
@@ -137,10 +38,9 @@ saturating_sum(vreal x, vreal y)
 }
 
 /* A score that came out inf or NaN in REAL, from finite rows: again in a wider type, saturated. Rows that are not finite keep theirs.
- * query, key: a row of each operand. */
+ * query: a row of the operand; key: a row as it was loaded, which changes no value. */
 static REAL
-repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const struct attn_tensor *keys, const char *key,
-               REAL score)
+repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const REAL *key, REAL score)
 {
 #if REAL_BITS == 32
     double factor = a->scale * LOG2E, sum = 0;
@@ -149,25 +49,24 @@ repaired_score(const struct attn_attention *a, const struct attn_tensor *queries
 #endif
     for (int64_t d = 0; d < a->head_dim; d++) {
         REAL q = to_real(query + d * queries->column, queries->type, queries->swapped);
-        REAL k = to_real(key + d * keys->column, keys->type, keys->swapped);
-        if (q - q != 0 || k - k != 0)
+        if (q - q != 0 || key[d] - key[d] != 0)
             return score;
-        sum += factor * q * k;
+        sum += factor * q * key[d];
     }
     return sum > REAL_MAX ? REAL_MAX : sum < -REAL_MAX ? -REAL_MAX : (REAL)sum;
 }
 
-/* key: where the segment's first row of `keys` is stored. */
+/* key: the segment's first. */
 static void
-repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s,
-              const struct attn_tensor *queries, const struct attn_tensor *keys, const char *key)
+repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s, const struct attn_tensor *queries,
+              const REAL *key, int64_t key_row)
 {
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv * LANES && s->lane + i < rows->count; i++) {
             REAL *score = s->scores + t * s->width + i;
             if (*score - *score != 0)
-                *score = repaired_score(a, queries, row_in(a, queries, batch, rows->head[s->lane + i], rows->index[s->lane + i]), keys,
-                                        key + t * keys->row, *score);
+                *score = repaired_score(a, queries, row_in(a, queries, batch, rows->head[s->lane + i], rows->index[s->lane + i]), key + t * key_row,
+                                        *score);
         }
 }
 
