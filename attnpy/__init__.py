@@ -24,6 +24,7 @@ from ._attention_cache import KVCache, attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
+from ._masks_longformer import longformer_attention
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022, by family
     "merge_attention_backward",
     # masks
     "BlockMask",
+    "longformer_attention",
     # packed sequences
     "varlen_attention",
     "varlen_attention_backward",

@@ -808,6 +808,13 @@ def _restored(shape: tuple[int, ...], *arrays: NDArray[Any]) -> BlockMask:
     return self
 
 
+def seen_by_all(chosen: NDArray[np.bool_]) -> BlockMask:
+    """Every query sees the chosen keys: (..., L) → (L, L) or (..., 1, L, L)."""
+    lead, length = _batch(chosen.shape[:-1]), chosen.shape[-1]
+    chosen = chosen.reshape(math.prod(lead), length)
+    return _made(lead, Grid(len(chosen), length, length), tiling.by_keys(chosen, length))
+
+
 def _stepped(grid: Grid, tiles: Tiles, queries: NDArray[Any]) -> tuple[Grid, Tiles]:
     """These queries of every mask, spelt out strip by strip."""
 

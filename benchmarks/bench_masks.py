@@ -133,7 +133,27 @@ def flex(length):
     return call
 
 
+def longformer_attention(length, window, tokens):
+    """Counts the tiles that a window and the global tokens need, and the rows of these tokens."""
+
+    def prepare(wanted):
+        rng = np.random.default_rng(1)
+        operands = rng.standard_normal((6, 1, 8, length, 64), np.float32)
+        chosen = np.arange(tokens)
+        near = BlockMask.sliding_window(length, length, window, window)
+        tiles = len(near._indices) + -(-length // 64) * -(-tokens // 64) + tokens * length / 64**2
+        return Work(
+            ours=lambda: attnpy.longformer_attention(*operands, window=window, global_tokens=chosen),
+            flops=4 * 8 * 64 * 64**2 * tiles,
+        )
+
+    return Row(
+        "longformer_attention", f"8 heads of {length}, {window} per side, {tokens} tokens", prepare, ("fma", 0.55)
+    )
+
+
 def rows():
+    yield longformer_attention(8192, 256, 16)
     rng = np.random.default_rng(0)
     square = f"{LONG} x {LONG}"
 

@@ -6,6 +6,7 @@ For every function a list of Expected. u unit roundoff, r_d = E, r_n = 64 + ceil
 import functools
 import math
 
+import cases_masks
 import dense
 import numpy as np
 import oracle
@@ -120,6 +121,24 @@ def scaled_dot_product_attention_jvp(arguments):
             )
         )  # fmt: skip
     return results
+
+
+def longformer_attention(arguments):
+    """Row by row that of the call which the row comes of."""
+    local, full, chosen = cases_masks.local_and_global(arguments)
+    (of_local,), (of_full,) = scaled_dot_product_attention(local), scaled_dot_product_attention(full)
+    rows = chosen[..., None, :, None] if chosen.ndim > 1 else chosen[:, None]
+
+    def joined(full, local):
+        return None if full is None or local is None else np.where(rows, full, local)
+
+    def again(rng):
+        return joined(of_full.again(rng), of_local.again(rng))
+
+    parts = {
+        name: joined(getattr(of_full, name), getattr(of_local, name)) for name in ("wanted", "cap", "plain", "floor")
+    }
+    return [Expected("output", **parts, slack=max(of_full.slack, of_local.slack), again=again)]
 
 
 def attention_weights(arguments):

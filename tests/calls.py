@@ -61,6 +61,7 @@ class Row(NamedTuple):
     heavy: Sequence = ()  # (shape, option): enough work for a second thread
     batched: bool = False  # results have batch axes in front, whose elements do not know of each other
     outs: bool = True  # takes out=
+    keeps_flags: bool = True  # False: uses NumPy, which clears the processor's floating-point flags
     refused: Sequence = ()  # refusals.Refusal
 
 

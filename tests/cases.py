@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import bounds
 import bounds_varlen
+import cases_masks
 import masks
 import numerics
 import numpy as np
@@ -346,6 +347,11 @@ CASES = {
     "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
     "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
     "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, softmax_backward),
+    "longformer_attention": Row(
+        cases_masks.longformer, cases_masks.LONGFORMER_SHAPES, cases_masks.LONGFORMER_OPTIONS,
+        heavy=[(cases_masks.Size((2,), 4, 2, 900, 32, 32), "sets")], refused=refusals_masks.LONGFORMER_ATTENTION,
+        keeps_flags=False,
+    ),
     # Functions without arrays, or that make no arrays: only what they refuse.
     "KVCache": Row(refused=refusals_cache.CACHE),
     "BlockMask": Row(refused=refusals_masks.BLOCK_MASK),

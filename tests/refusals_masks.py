@@ -155,3 +155,24 @@ LENGTHS = of(
     ({"key_lengths": [3.0]}, TypeError, "key_lengths"),
     ({"key_lengths": [True]}, TypeError, "key_lengths"),
 )
+
+
+def _longformer_attention():
+    x = np.ones((2, 4, 5, 3), np.float32)
+    operands = ("query", "key", "value", "global_query", "global_key", "global_value")
+    return of(
+        {**dict.fromkeys(operands, x), "window": 2, "global_tokens": [0]},
+        *_positions("global_tokens"),
+        ({"window": -1}, ValueError, "window is -1; it must be 0 or more"),
+        ({"window": 1.0}, TypeError, "window"),
+        ({"global_query": x[0, 0, 0]}, ValueError, "global_query has shape"),
+        ({"query": x[..., :4, :]}, ValueError, "attn_mask is a BlockMask of shape"),
+        ({"key": x[..., :2]}, ValueError, "key has shape"),
+        ({"global_value": x[..., :4, :]}, ValueError, "value has shape"),
+        ({"kv_lengths": 6}, ValueError, "kv_lengths holds 6"),
+        ({"scale": np.inf}, ValueError, "scale"),
+        ({"out": np.ones((2, 4, 5, 4), np.float32)}, ValueError, "out has shape"),
+    )
+
+
+LONGFORMER_ATTENTION = _longformer_attention()

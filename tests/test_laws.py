@@ -355,6 +355,8 @@ def test_memory_is_steady_over_success(name):
 
 @pytest.mark.parametrize(("name", "shape", "dtype", "option"), every_small_case())
 def test_floating_point_flags(name, shape, dtype, option):
+    if not CASES[name].keeps_flags:
+        pytest.skip("uses NumPy, which clears the flags")
     call = made(name, shape, dtype, option)
     for value in (1.0, np.nan, 1e30):
         changes = {}

@@ -17,6 +17,7 @@ from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._masks import BlockMask
+from ._masks_longformer import longformer_attention
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 
@@ -36,6 +37,7 @@ __all__ = [  # noqa: RUF022, by family
     "BlockMask",
     "varlen_attention",
     "varlen_attention_backward",
+    "longformer_attention",
     "softmax",
     "log_softmax",
     "logsumexp",
