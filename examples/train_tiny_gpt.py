@@ -115,8 +115,14 @@ def train(trainer, text, options):
     """The loss of each step, and [(step, loss on the held-out text)]."""
     losses, held_out = [], []
     batches = text.batches(options.seed, options.batch)
-    columns, often = min(100, shutil.get_terminal_size().columns), 0.1 if sys.stdout.isatty() else 10
-    bar = tqdm(range(options.steps), "training", unit="step", ncols=columns, mininterval=often, file=sys.stdout)
+    bar = tqdm(
+        range(options.steps),
+        unit="step",
+        bar_format="{n:>4}/{total} |{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}",
+        ncols=min(100, shutil.get_terminal_size().columns),
+        mininterval=0.1 if sys.stdout.isatty() else 10,
+        file=sys.stdout,
+    )
     for step in bar:
         losses.append(trainer.step(*next(batches), rate(step, options)))
         if step % 100 == 99 or step == options.steps - 1:
