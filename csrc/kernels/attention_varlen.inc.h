@@ -43,10 +43,11 @@ attn_varlen_measure(const struct attn_varlen *v, int64_t n, struct attn_attentio
     one->key_length = n == N ? 0 : n < N ? v->key_starts[n + 1] - v->key_starts[n] : v->key_rows - v->key_starts[N];
 }
 
+/* An operand n strides further on; an absent one, whose strides are not set, stays absent. */
 static inline void
-attn_move(struct attn_tensor *to, const struct attn_tensor *from, int64_t bytes)
+attn_move(struct attn_tensor *to, const struct attn_tensor *from, int64_t n, int64_t stride)
 {
-    to->data = from->data ? from->data + bytes : NULL;
+    to->data = from->data ? from->data + n * stride : NULL;
 }
 
 /* Makes of a copy of the arguments those of sequence n. */
@@ -60,14 +61,14 @@ attn_varlen_place(const struct attn_varlen *v, int64_t n, struct attn_attention_
     attn_varlen_measure(v, n, one);
     one->row_count = one->query_length;
     one->first_batch = n;
-    attn_move(&one->query, &a->query, query * a->query.row);
-    attn_move(&one->output, &a->output, query * a->output.row);
-    attn_move(&one->lse, &a->lse, query * a->lse.row);
-    attn_move(&one->key, &a->key, key * a->key.row);
-    attn_move(&one->value, &a->value, key * a->value.row);
-    attn_move(&one->causal_offset, &a->causal_offset, n * a->causal_offset.batch[0]);
-    attn_move(&one->alibi_slopes, &a->alibi_slopes, n * a->alibi_slopes.batch[0]);
-    attn_move(&one->sinks, &a->sinks, n * a->sinks.batch[0]);
+    attn_move(&one->query, &a->query, query, a->query.row);
+    attn_move(&one->output, &a->output, query, a->output.row);
+    attn_move(&one->lse, &a->lse, query, a->lse.row);
+    attn_move(&one->key, &a->key, key, a->key.row);
+    attn_move(&one->value, &a->value, key, a->value.row);
+    attn_move(&one->causal_offset, &a->causal_offset, n, a->causal_offset.batch[0]);
+    attn_move(&one->alibi_slopes, &a->alibi_slopes, n, a->alibi_slopes.batch[0]);
+    attn_move(&one->sinks, &a->sinks, n, a->sinks.batch[0]);
     if (n >= N)
         one->causal_offset.data = one->alibi_slopes.data = one->sinks.data = NULL;
 }
@@ -79,13 +80,13 @@ attn_varlen_place_backward(const struct attn_varlen *v, int64_t n, struct attn_a
     const struct attn_attention_backward *of = &v->backward;
     int64_t N = v->sequences, query = v->query_starts[attn_min(n, N)], key = v->key_starts[attn_min(n, N)];
     attn_varlen_place(v, n, one);
-    attn_move(&one->gradient, &of->gradient, query * of->gradient.row);
-    attn_move(&one->grad_lse, &of->grad_lse, query * of->grad_lse.row);
-    attn_move(&one->grad_query, &of->grad_query, query * of->grad_query.row);
-    attn_move(&one->grad_key, &of->grad_key, key * of->grad_key.row);
-    attn_move(&one->grad_value, &of->grad_value, key * of->grad_value.row);
-    attn_move(&one->grad_sinks, &of->grad_sinks, n * of->grad_sinks.batch[0]);
-    attn_move(&one->grad_slopes, &of->grad_slopes, n * of->grad_slopes.batch[0]);
+    attn_move(&one->gradient, &of->gradient, query, of->gradient.row);
+    attn_move(&one->grad_lse, &of->grad_lse, query, of->grad_lse.row);
+    attn_move(&one->grad_query, &of->grad_query, query, of->grad_query.row);
+    attn_move(&one->grad_key, &of->grad_key, key, of->grad_key.row);
+    attn_move(&one->grad_value, &of->grad_value, key, of->grad_value.row);
+    attn_move(&one->grad_sinks, &of->grad_sinks, n, of->grad_sinks.batch[0]);
+    attn_move(&one->grad_slopes, &of->grad_slopes, n, of->grad_slopes.batch[0]);
     if (n >= N)
         one->grad_sinks.data = one->grad_slopes.data = NULL;
 }
@@ -121,6 +122,7 @@ attn_varlen_cut(const struct attn_varlen *v, const struct attn_varlen_way *way, 
         if (!attn_varlen_open(v, way, n, &one))
             continue;
         way->kernel->plan(&one, &own);
+        plan->cost += own.cost + (double)one.forward.heads * attn_varlen_head;
         plan->workspace += attn_round_up(own.workspace);
         plan->scratch = own.scratch > plan->scratch ? own.scratch : plan->scratch;
         if (n < v->sequences && way->joined < way->phases)
@@ -155,7 +157,6 @@ attn_varlen_plan(const struct attn_varlen *v, const struct attn_varlen_way *way,
         attn_varlen_measure(v, n, &one);
         table->work += attn_varlen_work(&one);
     }
-    plan->cost = table->work;
     attn_varlen_cut(v, way, plan);
     qsort(table->item, (size_t)table->items, sizeof *table->item, attn_varlen_heavier);
     for (int phase = 0; phase < way->phases; phase++)
