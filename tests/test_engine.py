@@ -1,7 +1,9 @@
 """What the engine takes: conversion, dtypes, broadcasting, integers, scalars. The numbers have their own tests."""
 
+import laws
 import numpy as np
 import pytest
+from calls import Call
 from small import BFLOAT16, FLOATING, KEY, QUERY, VALUE, WANTED, Subclass, normal, same, sdpa
 
 import attnpy
@@ -35,6 +37,14 @@ def test_whatever_asarray_takes(convert):
 def test_subclasses_give_plain_arrays():
     same(sdpa(QUERY.view(Subclass), KEY.view(Subclass), VALUE.view(Subclass)), WANTED)
     assert type(attnpy.softmax(QUERY.view(Subclass))) is np.ndarray
+
+
+def test_conversions_leave_the_floating_point_flags():
+    """NumPy's conversions clear them."""
+    given = {"query": QUERY.astype(int), "key": KEY, "value": VALUE, "sinks": np.ones(QUERY.shape[-3], np.float16)}
+    laws.flags_untouched(Call("scaled_dot_product_attention", given, "of integers"))
+    given |= {"query": QUERY, "kv_lengths": np.array(3, np.int32)}
+    laws.flags_untouched(Call("scaled_dot_product_attention", given, "with lengths in 32 bits"))
 
 
 class MaskedSubclass(np.ma.MaskedArray):

@@ -371,6 +371,24 @@ def test_warnings_name_the_line_of_the_caller():
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_packed_sequences():
+    """Operands, and sinks and slopes that each sequence has its own of or that all share."""
+    starts, key_starts = [0, 2, 2, 5], [0, 1, 3, 6]
+    packed = double(5, 4, 3), double(6, 2, 3, seed=1), double(6, 2, 2, seed=2)
+    for shape in ((4,), (3, 4)):
+        operands = (*packed, double(*shape, seed=3), np.abs(double(*shape, seed=4)))
+
+        def results(query, key, value, sinks, slopes):
+            output, lse = attnpy.varlen_attention(
+                query, key, value, starts, key_starts, sinks=sinks, alibi_slopes=slopes, return_lse=True
+            )
+            return anp.sum(output**2) + anp.sum(anp.sin(lse))
+
+        check_grads(results, modes=["rev"], order=1)(*operands)
+    with pytest.raises(TypeError, match="^cu_seqlens_q is a box"):
+        autograd.grad(lambda x: anp.sum(attnpy.varlen_attention(*packed, x, key_starts)))(np.zeros(4))
+
+
 def test_nothing_is_kept():
     def step():
         gradient_of_attention(["query", "bias"])

@@ -24,7 +24,7 @@ struct attn_varlen_way {
 };
 
 /* Operations, roughly: what one task takes at most of sequences that it does together, and what a head costs beside its scores. */
-static const double attn_varlen_most = 4e6, attn_varlen_head = 2e4;
+static const double attn_varlen_most = 2e7, attn_varlen_head = 2e4;
 
 /* A sequence's work in the forward pass. A row costs as much as eight scores, and so does a key. */
 static inline double
