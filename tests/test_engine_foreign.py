@@ -220,10 +220,7 @@ def test_references_are_given_back(library):
         assert [sys.getrefcount(x) for x in arrays] == before
 
 
-DONE_BY = {"longformer_attention": "scaled_dot_product_attention"}  # faces that call another function
-
-
-@pytest.mark.parametrize("name", ARRAY_FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in ARRAY_FUNCTIONS if hasattr(_core, name)])
 def test_every_function_by_its_row(library, name):
     """Each array in each case in a box: the call comes over whole, once, and its answer is what returns."""
 
@@ -240,6 +237,6 @@ def test_every_function_by_its_row(library, name):
         for operand, array in call.arrays.items():
             library.calls.clear()
             same_results(call, call(**{operand: Boxed(array)}), wanted, f"{operand} in a box")
-            assert [handed for handed, _ in library.calls] == [DONE_BY.get(name, name)]
+            assert [handed for handed, _ in library.calls] == [name]
         boxes = {operand: Boxed(array) for operand, array in call.arrays.items()}
         same_results(call, call(**boxes), wanted, "everything in boxes")
