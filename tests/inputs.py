@@ -40,10 +40,11 @@ def check(query, key, value, *, note="", constructed=False, **options):
     return check_call("scaled_dot_product_attention", arguments, note, constructed)
 
 
-def check_call(name, arguments, note="", constructed=False):
+def check_call(name, arguments, note="", constructed=False, ratchet=True):
     """Calls a function and holds each of its results to the accuracy rule. NaN and infinities are taken to be hidden.
 
     Inputs constructed so that rounding errors add up, or that float32 happens to hold exactly, meet the cap alone.
+    Without `ratchet` the worst ratio on record plays no part.
     """
     got = getattr(attnpy, name)(**arguments)
     results = [x for x in got if x is not None] if isinstance(got, tuple) else [got]  # of gradients those asked for
@@ -59,7 +60,7 @@ def check_call(name, arguments, note="", constructed=False):
     for result, wanted in zip(results, expected, strict=True):
         if constructed:
             wanted = wanted._replace(plain=None)
-        numerics.assert_accurate(name, result, wanted, label, ratchet=not constructed)
+        numerics.assert_accurate(name, result, wanted, label, ratchet=ratchet and not constructed)
     return got
 
 
