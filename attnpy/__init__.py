@@ -20,7 +20,6 @@ from ._attention import (
     scaled_dot_product_attention,
 )
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
-from ._attention_cache import KVCache, attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
@@ -29,7 +28,8 @@ from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
 
-if TYPE_CHECKING:  # loads when first used
+if TYPE_CHECKING:  # load when first used
+    from ._attention_cache import KVCache, attention_with_cache, paged_attention
     from ._masks import BlockMask
 
 __version__ = "0.1.0"
@@ -84,6 +84,8 @@ def __getattr__(name):
         return import_module(f"attnpy.{name}")
     if name == "BlockMask":
         return import_module("attnpy._masks").BlockMask
+    if name in ("KVCache", "attention_with_cache", "paged_attention"):
+        return getattr(import_module("attnpy._attention_cache"), name)
     raise AttributeError(f"module 'attnpy' has no attribute {name!r}")
 
 

@@ -99,9 +99,8 @@ places_of(const struct attn_attention *a, const struct attn_tensor *t, int64_t b
         if (a->block_table.data)
             run = (int)attn_min(run, a->page_size - (first + done) % a->page_size);
         together &= done == 0 || p == place[done - 1] + t->row;
-        for (int i = 0; i < run; i++)
-            place[done + i] = p + i * t->row;
-        done += run;
+        for (int end = done + run; done < end; p += t->row)
+            place[done++] = p;
     }
     return together;
 }
@@ -111,6 +110,10 @@ static void
 scales_of(const struct attn_attention *a, const struct attn_tensor *scale, int64_t batch, int64_t kv_head, int64_t first, int n, REAL *to)
 {
     const char *p = scalar_at(a, scale, batch, kv_head) + first * scale->row;
+    if (scale->row == (int64_t)sizeof(REAL)) {
+        memcpy(to, p, (size_t)n * sizeof(REAL));
+        return;
+    }
     for (int r = 0; r < n; r++)
         to[r] = *(const REAL *)(p + r * scale->row);
 }

@@ -76,7 +76,8 @@ is_loadable(const struct attn_tensor *t, enum attn_stored *stored)
     return is_direct(t);
 }
 
-/* part[h] = query h times key, lane by lane: two chains, over the even and the odd vectors of the head. */
+/* part[h] = query h times key, lane by lane: two chains, over the even and the odd vectors of the head; of int8, where additions are what takes the time,
+ * one. */
 ATTN_INLINE void
 stored_dot(int n, enum attn_stored stored, const REAL *query, int64_t pitch, const char *key, vreal *part)
 {
@@ -91,7 +92,10 @@ stored_dot(int n, enum attn_stored stored, const REAL *query, int64_t pitch, con
         ATTN_UNROLL
         for (int h = 0; h < n; h++) {
             even[h] += x * v_load(query + h * pitch + d);
-            odd[h] += y * v_load(query + h * pitch + d + LANES);
+            if (stored == ATTN_STORED_INT8)
+                even[h] += y * v_load(query + h * pitch + d + LANES);
+            else
+                odd[h] += y * v_load(query + h * pitch + d + LANES);
         }
     }
     if (d < pitch) {
@@ -102,7 +106,11 @@ stored_dot(int n, enum attn_stored stored, const REAL *query, int64_t pitch, con
     }
     ATTN_UNROLL
     for (int h = 0; h < n; h++)
-        part[h] = even[h] + odd[h];
+        part[h] = even[h];
+    if (stored != ATTN_STORED_INT8)
+        ATTN_UNROLL
+        for (int h = 0; h < n; h++)
+            part[h] += odd[h];
 }
 
 /* scores[h][t] for n rows; LANES keys at a time, whose partial sums are folded together. Past the end: 0. */
