@@ -14,8 +14,8 @@
 static inline int64_t
 attn_type_size(enum attn_type type)
 {
-    static const int8_t size[] = {[ATTN_FLOAT32] = 4, [ATTN_FLOAT64] = 8, [ATTN_FLOAT16] = 2, [ATTN_BFLOAT16] = 2,
-                                  [ATTN_BOOL] = 1,    [ATTN_INT64] = 8,   [ATTN_INT8] = 1};
+    static const int8_t size[] = {
+        [ATTN_FLOAT32] = 4, [ATTN_FLOAT64] = 8, [ATTN_FLOAT16] = 2, [ATTN_BFLOAT16] = 2, [ATTN_BOOL] = 1, [ATTN_INT64] = 8, [ATTN_INT8] = 1};
     return size[type];
 }
 
