@@ -90,6 +90,7 @@ ATTENTION_HEAVY = [
     (Size((), 2, 2, 193, 331, 33, 17), "together"),
     (Size((), 2, 1, 1, 9001, 32, 32), "plain"),
     (Size((), 8, 1, 5, 3001, 16, 16), "sinks"),
+    (Size((), 4, 2, 257, 331, 32, 32), "blocks"),
 ]
 ATTENTION_OPTIONS = (
     "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "blocks", "bias",
@@ -241,6 +242,7 @@ GRADIENT_HEAVY = [
     (Size((), 2, 2, 193, 331, 33, 17), "together"),
     (Size((), 1, 1, 1025, 513, 16, 16), "plain"),
     (Size((3,), 2, 1, 129, 200, 8, 8), "broadcast"),
+    (Size((2,), 2, 1, 257, 200, 8, 8), "blocks"),
 ]
 
 

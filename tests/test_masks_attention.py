@@ -183,6 +183,26 @@ def test_a_mask_does_not_follow_lengths_or_offsets():
     np.testing.assert_array_equal(wanted, reference.scaled_dot_product_attention(query, key, value, mask, **given))
 
 
+def test_without_a_head_axis():
+    query, key, value = operands(seeded("one head"), np.float64, batch=(), H=1, L=70, S=90)
+    mask = BlockMask.causal(70, 90)
+    wanted = attnpy.scaled_dot_product_attention(query, key, value, mask)[0]
+    for given in (mask, mask[None], mask[None, None]):
+        got = attnpy.scaled_dot_product_attention(query[0], key[0], value[0], given)
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 0, 5), (2, 2, 5, 0), (2, 0, 5, 5), (0, 2, 5, 5), (1, 1, 0, 0)])
+def test_empty_axes(shape):
+    batch, H, L, S = shape
+    query, key, value = operands(seeded("empty"), np.float32, batch=(batch,), H=H, L=L, S=S)
+    for mask in (BlockMask.causal(L, S), BlockMask.from_dense(np.ones(shape, bool))):
+        output, lse = attnpy.scaled_dot_product_attention(query, key, value, mask, return_lse=True)
+        assert output.shape == (batch, H, L, 8) and not output.any() and (lse == -np.inf).all()
+        assert attnpy.attention_weights(query, key, mask).shape == shape
+        assert attnpy.attention_received(query, key, mask).shape == (batch, H, S)
+
+
 def test_shapes_that_do_not_fit():
     query, key, value = operands(seeded("shapes"), np.float32, H=4, L=70, S=90)
     for mask, said in ((BlockMask.causal(90, 70), "70 and 90"), (BlockMask.causal(1, 90), "70 and 90"),
