@@ -252,12 +252,12 @@ def band(L: int, S: int, low: int, high: int, dilation: int = 1, phase: int = 0)
     pointers = pointers_of(counts)
     apart = np.arange(max(nearest, 1 - grid.R), min(farthest, grid.C - 1) + 1)
     number, bits = _by_distance(apart, low, high, dilation, phase)
-    columns = np.arange(grid.C, dtype=np.int32)
     indices, pattern = np.empty((2, pointers[-1]), np.int32)
-    for r in np.flatnonzero(counts).tolist():  # a tile row is a stretch of `columns`, and one of `number`
-        here, start, end = slice(*pointers[r : r + 2]), first[r], first[r] + counts[r]
-        indices[here] = columns[start:end]
-        pattern[here] = number[start - r - apart[0] : end - r - apart[0]]
+    for part in pieces(pointers):
+        here, count = slice(*pointers[[part.start, part.stop]]), counts[part]
+        columns = np.arange(here.start, here.stop) - np.repeat(pointers[:-1][part] - first[part], count)
+        indices[here] = columns
+        pattern[here] = number[columns - np.repeat(rows[part] + (apart[0] if len(apart) else 0), count)]
     return canonical(grid, counts, indices, pattern, bits)
 
 
