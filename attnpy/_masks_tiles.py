@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TILE = 64
 FULL, EMPTY = -1, -2
 ONES = np.uint64(2**64 - 1)
-PIECE = 2**16  # tiles
+PIECE = 2**14  # tiles
 STRIP = 2**22  # scores that are spelt out at a time: 4 MB of bools, 32 MB of int64
 
 
