@@ -116,10 +116,11 @@ def edges(grid: Grid) -> NDArray[np.uint64]:
 def canonical(grid: Grid, counts: NDArray[Any], indices: Any, pattern: Any, bits: NDArray[np.uint64]) -> Tiles:
     """The one form of a mask: nothing past L and S, no empty tiles, full ones marked, each pattern once, in one order.
 
-    counts: tiles of each tile row; indices ascending in each; bits of partial tiles may go past L and S.
+    counts: tiles of each tile row; indices ascending in each; bits of partial tiles may go past L and S. `pattern` is
+    written to.
     """
     pointers = pointers_of(counts)
-    indices, pattern = np.ascontiguousarray(indices, np.int32), np.array(pattern, np.int32)
+    indices, pattern = np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(pattern, np.int32)
     bits, whole = _clipped(grid, pointers, indices, pattern, bits)
     used = np.zeros(len(bits) + 1, bool)  # the last: FULL
     for at in range(0, len(pattern), PIECE):
