@@ -130,7 +130,11 @@ struct query_factor {
 static struct query_factor
 query_factor_of(const struct attn_attention *a)
 {
+#if REAL_BITS == 32
+    double factor = a->scale * LOG2E; /* enough for two floats, and without x87, whose rounding is still the caller's */
+#else
     long double factor = (long double)a->scale * LOG2E_LONG;
+#endif
     REAL high = (REAL)factor;
     if (scales_scores(a))
         return (struct query_factor){1, 0};
