@@ -10,11 +10,11 @@ AWAY := mkdir -p build/away && cd build/away &&
 HERE := $(CURDIR)
 PYTEST := $(AWAY) $(HERE)/.venv/bin/pytest -q -c $(HERE)/pyproject.toml --rootdir $(HERE)
 
-.PHONY: help demo train train-twin test test-peers bench sanitize valgrind thread-sanitize lint clean
+.PHONY: help demo train train-twin long-document test test-peers bench sanitize valgrind thread-sanitize lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: .venv/installed .venv/extra-demo $(WHEEL) ## embed sentences with a pretrained model, find the head that links "it" to "robot"
 	@.venv/bin/python examples/demo.py
@@ -24,6 +24,9 @@ train: .venv/installed .venv/extra-train ## train a small GPT on Alice in Wonder
 
 train-twin: .venv/installed .venv/extra-twin ## the same, and the first steps beside the same model in PyTorch
 	@.venv/bin/python examples/train_tiny_gpt.py $(ARGS)
+
+long-document: .venv/installed .venv/extra-plot ## 65536 words of Paradise Lost through a layer of Longformer's attention; ARGS=... is passed on
+	@.venv/bin/python examples/long_document.py $(ARGS)
 
 test: .venv/installed .venv/extra-test ## the test suite, without the other libraries
 	$(PYTEST) --ignore $(HERE)/tests/test_peers $(HERE)/tests
