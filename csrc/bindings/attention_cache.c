@@ -104,7 +104,7 @@ pages_tensor(struct engine *e, PyArrayObject *array, struct attn_tensor *tensor)
 static bool
 bind_table(struct engine *e, PyObject *object, struct attn_tensor *table, int64_t page_size)
 {
-    static const struct engine_operand operand = {"block_table", ENGINE_OFFSETS, 0, "..m", 0, 0};
+    static const struct engine_operand operand = {.name = "block_table", .kind = ENGINE_OFFSETS, .core = "..m"};
     const int64_t most = (int64_t)1 << 62;
     PyArrayObject *array = engine_integers(e, operand.name, object);
     if (!array)
@@ -188,7 +188,7 @@ call_paged(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 static bool
 check_reach(struct engine *e, PyObject *object, const struct attn_attention *a)
 {
-    static const struct engine_operand operand = {"kv_first", ENGINE_OFFSETS, 0, "...", 0, 0};
+    static const struct engine_operand operand = {.name = "kv_first", .kind = ENGINE_OFFSETS, .core = "..."};
     struct attn_tensor first;
     if (!engine_take(e, &operand, object, &first))
         return false;
