@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 _STORED = ("float32", "float64", "float16", "bfloat16", "int8")
-_PAGE = 64  # rows at most of what paged_attention sees as a page of a ring: a block of keys
+_PAGE = 64  # rows at most of a page of a ring: a block of keys
+_UNIT = 1024  # positions of a ring count from a multiple of this: see attention_cache.c
 
 
 class CacheView(NamedTuple):
@@ -121,10 +122,11 @@ class KVCache:
         self._first = np.zeros_like(self._lengths)  # the oldest position that is still stored
         self._key, self._value = self._rows(self.head_dim), self._rows(self.value_head_dim)
         self._scales = np.zeros((2, *self._key.shape[:-1]), np.float32) if self.dtype == np.int8 else None
-        if self.window is not None:  # pages as large as a power of two can be that divides the ring, twice round
+        if self.window is not None:  # pages as large as a power of two can be that divides the ring, going round
             self._page = min(_PAGE, self.max_length & -self.max_length)
             pages = self.max_length // self._page
-            self._pages = np.arange(2 * pages) % pages + pages * np.arange(self.batch)[:, None]
+            turns = np.arange(2 * pages + _UNIT // self._page) % pages
+            self._pages = turns + pages * np.arange(self.batch)[:, None]
 
     def _rows(self, size):
         """(layers, B, G, S, size). Of a ring (layers, B, S, G, size) in memory, so that the rows of B follow B's."""
@@ -356,7 +358,7 @@ class KVCache:
         shape = (self.batch * pages, page, self.num_kv_heads, -1)
         key, value = (x[layer].swapaxes(1, 2).reshape(shape) for x in (self._key, self._value))
         oldest, lengths = self._first[layer].tolist(), lengths.tolist()
-        first = [n // page for n in oldest]
+        first = [n // _UNIT * (_UNIT // page) for n in oldest]
         count = max(-(-n // page) - f for n, f in zip(lengths, first, strict=True))
         table = np.stack([row[f % pages :][:count] for row, f in zip(self._pages, first, strict=True)])
         base = [f * page for f in first]
@@ -483,7 +485,8 @@ def attention_with_cache(
     Notes
     -----
     Keys and values are read where they are stored. A step of decoding gives the row that one causal call over the whole
-    sequence gives, within the bound on rounding stated there, for the keys and values as they are stored.
+    sequence gives, within the bound on rounding stated there, for the keys and values as they are stored. A ring gives
+    the bits of a cache that has kept everything.
 
     An int8 cache gives what unrounded keys and values would give, apart from the rounding of float32, to within
 

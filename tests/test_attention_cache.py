@@ -263,6 +263,24 @@ def test_truncate_and_reorder(dtype, window):
     np.testing.assert_array_equal(cache.lengths(1), [8, 8, 8])
 
 
+@pytest.mark.parametrize(("window", "places"), [(9, 40), (64, 64 + 37), (1100, 1152)])
+def test_a_ring_has_the_bits_of_a_cache_that_keeps_everything(window, places):
+    rng = np.random.default_rng(window)
+    for dtype in ("float32", "float16", "float64"):
+        ring = attnpy.KVCache(1, 2, 2, places, 16, dtype=STORED[dtype], window=window)
+        whole = attnpy.KVCache(1, 2, 2, 4000, 16, dtype=STORED[dtype])
+        for rows, lengths in ((30, None), (1, None), (7, [7, 2]), (2500, None), (1, None), (30, [1, 30])):
+            key, value = (normal(rng, 2, 2, rows, 16) for _ in range(2))
+            for cache in (ring, whole):
+                cache.append(0, key, value, lengths)
+            L = min(rows, 30)
+            query = normal(rng, 2, 4, L, 16).astype(STORED[dtype])
+            options = {"query_lengths": lengths} if lengths and rows == L else {}
+            got = attnpy.attention_with_cache(query, ring, 0, **options)
+            wanted = attnpy.attention_with_cache(query, whole, 0, window_size=(window, -1), **options)
+            numerics.same_bits(got, wanted, f"{dtype}, after {rows} rows")
+
+
 def test_what_a_ring_has_overwritten_does_not_come_back():
     rng = np.random.default_rng(5)
     cache = attnpy.KVCache(1, 1, 1, 6, 4, window=3)

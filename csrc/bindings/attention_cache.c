@@ -183,8 +183,11 @@ call_paged(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     return engine_close(&e, done);
 }
 
-/* kv_first (B..): the position of the oldest key that is still stored, where all others count from the page that holds it. The first query of a sequence
- * must not look back beyond. */
+/* Positions of a ring count from the last multiple of this at or before the oldest key: kernels cut keys there, so that the bits are those of a cache
+ * that has kept all. */
+enum { RING_UNIT = 1024 };
+
+/* kv_first (B..): the position of the oldest key that is still stored. The first query of a sequence must not look back beyond. */
 static bool
 check_reach(struct engine *e, PyObject *object, const struct attn_attention *a)
 {
@@ -198,7 +201,7 @@ check_reach(struct engine *e, PyObject *object, const struct attn_attention *a)
         for (int n = 0; n < 4; n++)
             if (t[n]->data)
                 number[n] = *(const int64_t *)(t[n]->data + attn_batch_offset(i, e->batch_ndim, e->batch_shape, t[n]->batch));
-        int64_t offset = a->causal_offset.data ? number[2] : number[1] - number[0], inside = number[3] % a->page_size;
+        int64_t offset = a->causal_offset.data ? number[2] : number[1] - number[0], inside = number[3] % RING_UNIT;
         int64_t needed = a->window_left < 0 ? inside - number[3] : attn_max(offset - a->window_left, inside - number[3]);
         int64_t lost = attn_min(inside, number[1]) - needed;
         if (number[0] > 0 && lost > 0) {
