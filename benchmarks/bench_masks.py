@@ -72,7 +72,8 @@ def dense_attention(operands, mask):
         return f"a dense mask of {mask.shape[-1]} would hold {mask.shape[-1] ** 2 / 1e9:.1f} GB"
     import torch
 
-    query, key, value, dense = map(peers.tensor, (*operands, mask.to_dense()))
+    dense = mask.to_dense() if isinstance(mask, BlockMask) else mask
+    query, key, value, dense = map(peers.tensor, (*operands, dense))
 
     def call():
         with torch.inference_mode():
@@ -152,8 +153,65 @@ def longformer_attention(length, window, tokens):
     )
 
 
+def window_of(length, times, share):
+    """A long sequence beside shorter ones that together have as many queries: time grows with the length only. Outputs
+    are given: fetching the pages of a fresh one would count for the long one alone, whose memory is not used again."""
+
+    def prepare(wanted):
+        rng = np.random.default_rng(2)
+        long, short = (rng.standard_normal((3, 1, 8, n, 64), np.float32) for n in (length, length // times))
+        options = {"is_causal": True, "window_size": (255, 0)}
+        out, short_out = np.empty_like(long[0]), np.empty_like(short[0])
+
+        def one_by_one():
+            for _ in range(times):
+                attnpy.scaled_dot_product_attention(*short, **options, out=short_out)
+
+        return Work(
+            ours=lambda: attnpy.scaled_dot_product_attention(*long, **options, out=out),
+            flops=4 * 8 * 64 * (256 * length - 256 * 255 // 2),
+            beside={f"{times} of {length // times}": one_by_one},
+        )
+
+    case = f"H8 L{length} D64 causal, window (255, 0)"
+    return Row("scaled_dot_product_attention", case, prepare, (f"{times} of {length // times}", share))
+
+
+def masked(case, make, share, length=2048):
+    """A mask beside none."""
+
+    def prepare(wanted):
+        operands, mask = np.random.default_rng(3).standard_normal((3, 1, 8, length, 64), np.float32), make(length)
+        dense = mask.to_dense() if isinstance(mask, BlockMask) else mask
+        return Work(
+            ours=lambda: attnpy.scaled_dot_product_attention(*operands, mask),
+            flops=4 * 8 * 64 * int(dense.sum()),
+            beside={"no mask": lambda: attnpy.scaled_dot_product_attention(*operands)},
+            peers={"torch": dense_attention(operands, dense)} if "torch" in wanted else {},
+            tolerance=1e-3,
+        )
+
+    return Row("scaled_dot_product_attention", f"H8 L{length} D64 {case}", prepare, ("no mask", share))
+
+
+def scattered(length):
+    """Nine tenths are visible, in every tile."""
+    return np.random.default_rng(4).random((length, length)) < 0.9
+
+
+def half_the_tiles(length):
+    """In every row of tiles, half of them, drawn at random."""
+    tiles = np.tile(np.arange(length // 64) % 2 == 0, (length // 64, 1))
+    return np.random.default_rng(5).permuted(tiles, axis=1).repeat(64, 0).repeat(64, 1)
+
+
 def rows():
     yield longformer_attention(8192, 256, 16)
+    yield window_of(65536, 8, 8 / 8.5)
+    yield masked("dense bool mask, all visible", lambda n: np.ones((n, n), bool), 1 / 1.08)
+    yield masked("dense bool mask, 90 % visible", scattered, 1 / 1.08)
+    yield masked("dense bool mask, half of the tiles hidden", half_the_tiles, 1 / 0.6)
+    yield masked("BlockMask, half of the tiles hidden", lambda n: BlockMask.from_dense(half_the_tiles(n)), 1 / 0.6)
     rng = np.random.default_rng(0)
     square = f"{LONG} x {LONG}"
 
