@@ -134,6 +134,23 @@ def flex(length):
     return call
 
 
+def dense_longformer(operands, window, tokens):
+    """With a dense mask of the pattern, and the global rows once more by their own projections."""
+    import torch
+
+    local = dense_attention(operands[:3], BlockMask.longformer(operands.shape[-2], window, np.arange(tokens)))
+    query, key, value = map(peers.tensor, operands[3:])
+
+    def call():
+        output = local()
+        with torch.inference_mode():
+            rows = torch.nn.functional.scaled_dot_product_attention(query[:, :, :tokens], key, value)
+        output[:, :, :tokens] = peers.as_numpy(rows)
+        return output
+
+    return call
+
+
 def longformer_attention(length, window, tokens):
     """Counts the tiles that a window and the global tokens need, and the rows of these tokens."""
 
@@ -146,6 +163,8 @@ def longformer_attention(length, window, tokens):
         return Work(
             ours=lambda: attnpy.longformer_attention(*operands, window=window, global_tokens=chosen),
             flops=4 * 8 * 64 * 64**2 * tiles,
+            peers={"torch": dense_longformer(operands, window, tokens)} if "torch" in wanted else {},
+            tolerance=1e-4,
         )
 
     return Row(
