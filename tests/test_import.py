@@ -60,6 +60,8 @@ SIGNATURES = {
     "attention_with_cache": "(query, cache, layer, *, is_causal=True, " + CACHE_OPTIONS,
     "paged_attention": "(query, key_pages, value_pages, block_table, kv_lengths, *, is_causal=False, " + CACHE_OPTIONS,
     "BlockMask": "()",
+    "longformer_attention": "(query, key, value, global_query, global_key, global_value, *, window, global_tokens, "
+    "scale=None, kv_lengths=None, out=None)",
     "dropout_key": "(rng)",
     "dropout_mask": "(shape, dropout_p, key, *, dtype)",
     "softmax": "(x, axis=-1, *, where=None, out=None)",
