@@ -315,8 +315,12 @@ engine_gradient(struct engine *e, int index, int operand, PyObject *out, bool ac
     engine_stored_type(array, &type);
     if (!engine_result(e, index, name, out, type, PyArray_NDIM(array), shape, false) || (accumulated && !accumulate(e, result)))
         return false;
+    bool right = true;
     if (of->kind != ENGINE_DATA)
-        return engine_broadcast(e, of, result->target, tensor);
-    engine_tensor(e, of->core, result->target, tensor);
-    return true;
+        right = engine_broadcast(e, of, result->target, tensor);
+    else
+        engine_tensor(e, of->core, result->target, tensor);
+    if (PyArray_SIZE(result->target) == 0)
+        tensor->data = NULL; /* NumPy gives an array without elements strides of 0: it would look like one that broadcasts */
+    return right;
 }
