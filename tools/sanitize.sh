@@ -8,7 +8,7 @@ flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-po
 CC=gcc CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" ATTNPY_EXTRA_CFLAGS="$flags" \
     .venv/bin/python setup.py -q build --build-base build/sanitize --build-lib "$lib"
 
-# Outside leaks are Python's own; PYTHONMALLOC=malloc shows every object to ASan. NumPy allocates more than there is in the tests of MemoryError.
+# The test that is left out measures memory, which has a shadow here. Outside leaks are Python's own; PYTHONMALLOC=malloc shows every object to ASan. NumPy allocates more than there is in the tests of MemoryError.
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so)"
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
@@ -17,4 +17,5 @@ cd build/sanitize
 python=$root/.venv/bin/python
 "$python" -c "import attnpy._core as core; assert core.__file__.startswith('$lib'), core.__file__"
 exec "$python" -m pytest -q -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider "$@" \
-    "$root"/tests/test_softmax.py "$root"/tests/test_attention*.py "$root"/tests/test_engine*.py "$root"/tests/test_golden.py
+    --deselect "$root"/tests/test_attention_backward_hidden.py::test_memory_grows_with_the_length \
+    "$root"/tests/test_softmax*.py "$root"/tests/test_attention*.py "$root"/tests/test_masks_attention.py "$root"/tests/test_engine*.py "$root"/tests/test_golden.py
