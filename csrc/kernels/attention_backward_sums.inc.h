@@ -135,7 +135,7 @@ prepare_weights(const struct attn_attention_backward *b, int64_t batch, int64_t 
         for (struct segment s = {0}; next_segment(p->rows, p->w, a->head_dim, &s);)
             prepare_segment(b, batch, p, block, &s);
     }
-    for (int lane = 0; lane < ATTN_BLOCK; lane++) {
+    for (int lane = 0; lane < p->rows->count; lane++) {
         double sum = (double)p->rows->sum[lane];
         p->base[lane] = sum == 0 ? 0 : (REAL)((double)p->rows->top[lane] + log(sum) * LOG2E);
         p->delta[lane] = sum == 0 ? 0 : p->delta[lane] / p->rows->sum[lane];

@@ -366,7 +366,7 @@ rows_store(const struct attn_attention *a, const struct attn_tensor *output, int
 {
     int64_t pitch = (n + LANES - 1) / LANES * LANES;
     char *data = output_batch(a, output, batch);
-    REAL *row[ATTN_BLOCK];
+    REAL *row[ATTN_BLOCK] = {NULL};
     bool direct = is_direct(output);
     for (int lane = 0; lane < rows->count; lane++)
         row[lane] = direct ? (REAL *)output_row(output, data, rows->head[lane], rows->out_row[lane]) : staging + lane * pitch;

@@ -145,7 +145,7 @@ tangent_finish(const struct attn_attention_jvp *j, int64_t batch, struct tangent
 {
     const struct attn_attention *a = &j->forward;
     REAL factor[ATTN_BLOCK];
-    for (int lane = 0; lane < ATTN_BLOCK; lane++)
+    for (int lane = 0; lane < r->rows.count; lane++)
         if (r->center[lane] != r->center[lane])
             r->center[lane] = 0;
     if (a->sinks.data)
