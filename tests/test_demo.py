@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example import imported
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "data" / "minilm_reference.npz"
@@ -14,12 +15,7 @@ REFERENCE = ROOT / "tests" / "data" / "minilm_reference.npz"
 
 @pytest.fixture(scope="module")
 def minilm():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import minilm
-    finally:
-        sys.path.pop(0)
-    return minilm
+    return imported("minilm")
 
 
 def random_model(minilm, dtype, layers=2, heads=3, channels=24, wide=40, words=50):

@@ -1,30 +1,23 @@
 """The example of a long document: its text and vectors, its layer beside the reference, what it prints and draws."""
 
 import re
-import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from example import EXAMPLES, imported
 
 import attnpy
 from attnpy import reference
 
 matplotlib.use("Agg")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEXT = EXAMPLES / "data" / "paradise_lost.txt"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import long_document
-    finally:
-        sys.path.pop(0)
-    return long_document
+    return imported("long_document")
 
 
 @pytest.fixture(scope="module")

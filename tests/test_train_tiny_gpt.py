@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
+from example import EXAMPLES, imported
 from threadpoolctl import threadpool_limits
 
 import attnpy
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEXT = EXAMPLES / "data" / "alice.txt"
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import train_tiny_gpt
-    finally:
-        sys.path.pop(0)
-    return train_tiny_gpt
+    return imported("train_tiny_gpt")
 
 
 @pytest.fixture

@@ -1,25 +1,16 @@
 """The example that trains beside its twin in PyTorch: gradients, and the losses of the first steps."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from example import EXAMPLES, imported
 from threadpoolctl import threadpool_limits
 
 torch = pytest.importorskip("torch")
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
 def modules():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import tiny_gpt_torch
-        import train_tiny_gpt
-    finally:
-        sys.path.pop(0)
-    return train_tiny_gpt, tiny_gpt_torch
+    return imported("train_tiny_gpt"), imported("tiny_gpt_torch")
 
 
 @pytest.fixture(scope="module")
