@@ -9,14 +9,12 @@
 #define backward_open SUFFIX(backward_open)
 #define whole_vectors SUFFIX(whole_vectors)
 #define copy_rows SUFFIX(copy_rows)
-#define rows_are_finite SUFFIX(rows_are_finite)
-#define gradient_is_finite SUFFIX(gradient_is_finite)
-#define query_is_finite SUFFIX(query_is_finite)
 #define row_statistics SUFFIX(row_statistics)
 #define row_delta SUFFIX(row_delta)
 #define load_query SUFFIX(load_query)
 #define load_gradient SUFFIX(load_gradient)
 #define store_sums SUFFIX(store_sums)
+#define clear_query SUFFIX(clear_query)
 #define store_query SUFFIX(store_query)
 
 enum { ATTN_BACKWARD_TILES = 3 }; /* dS, dropped weights, slopes of the softcap */
@@ -100,28 +98,6 @@ copy_rows(const struct attn_attention *a, const struct attn_tensor *t, int64_t b
     }
 }
 
-static bool
-rows_are_finite(const REAL *rows, int64_t pitch, int count, enum attn_finite *state)
-{
-    if (*state == ATTN_UNKNOWN) {
-        REAL sum = sum_of_abs(rows, pitch, count, pitch);
-        *state = sum - sum == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
-    }
-    return *state == ATTN_FINITE;
-}
-
-ATTN_INLINE bool
-gradient_is_finite(struct backward_place *p)
-{
-    return rows_are_finite(p->grad, p->value_pitch, p->rows->count, &p->grad_state);
-}
-
-ATTN_INLINE bool
-query_is_finite(struct backward_place *p)
-{
-    return rows_are_finite(p->query, p->query_pitch, p->rows->count, &p->query_state);
-}
-
 /* dO . O - dlse of one row; grad NULL: - dlse. */
 static REAL
 row_delta(const struct attn_attention_backward *b, int64_t batch, const struct row_block *rows, int lane, const REAL *grad, REAL *staging)
@@ -203,30 +179,38 @@ store_sums(const struct attn_attention *a, const struct attn_tensor *t, int64_t 
     }
 }
 
-/* A finished block of grad_query: stored, or added where the gradient accumulates. blocks NULL: zeros. */
+/* grad_query of rows that see nothing. */
+static void
+clear_query(const struct attn_attention_backward *b, int64_t batch, const struct row_block *rows, REAL *zeros)
+{
+    const struct attn_tensor *t = &b->grad_query;
+    char *data = output_batch(&b->forward, t, batch);
+    memset(zeros, 0, (size_t)b->forward.head_dim * sizeof(REAL));
+    for (int lane = 0; lane < rows->count; lane++)
+        store_row(output_row(t, data, rows->head[lane], rows->index[lane]), t->column, zeros, b->forward.head_dim, t->type, t->swapped);
+}
+
+/* A finished block of grad_query is stored, or added where the gradient accumulates. */
 static void
 store_query(const struct attn_attention_backward *b, int64_t batch, const struct row_block *rows, const REAL *block, REAL *staging)
 {
     const struct attn_attention *a = &b->forward;
     const struct attn_tensor *t = &b->grad_query;
-    int64_t pitch = whole_vectors(a->head_dim);
+    int64_t n = a->head_dim, pitch = whole_vectors(n);
     char *data = output_batch(a, t, batch);
     REAL *row[ATTN_BLOCK], factor[ATTN_BLOCK];
-    for (int lane = 0; lane < ATTN_BLOCK; lane++)
+    for (int lane = 0; lane < ATTN_BLOCK; lane++) {
         factor[lane] = (REAL)a->scale;
-    bool direct = block && is_direct(t) && !b->query_accumulates;
-    for (int lane = 0; lane < rows->count; lane++)
-        row[lane] = direct ? (REAL *)output_row(t, data, rows->head[lane], rows->index[lane]) : staging + lane * pitch;
-    if (block)
-        rows_out(rows, row, block, a->head_dim, a->head_dim, factor);
-    else
-        memset(staging, 0, (size_t)(rows->count * pitch) * sizeof(REAL));
-    for (int lane = 0; lane < rows->count && !direct; lane++) {
-        char *to = output_row(t, data, rows->head[lane], rows->index[lane]);
-        if (b->query_accumulates)
-            for (int64_t c = 0; c < a->head_dim; c++)
-                ((REAL *)to)[c] += row[lane][c];
-        else
-            store_row(to, t->column, row[lane], a->head_dim, t->type, t->swapped);
+        row[lane] = staging + lane * pitch;
+    }
+    if (!b->query_accumulates) {
+        rows_store(a, t, batch, rows, block, n, factor, staging);
+        return;
+    }
+    rows_out(rows, row, block, n, n, factor);
+    for (int lane = 0; lane < rows->count; lane++) {
+        REAL *to = (REAL *)output_row(t, data, rows->head[lane], rows->index[lane]);
+        for (int64_t c = 0; c < n; c++)
+            to[c] += row[lane][c];
     }
 }

@@ -59,9 +59,7 @@ given_gradients(const struct segment *s, const REAL *tile, const vreal *start, R
     for (int i = 0; i < s->nv; i++)
         for (int c = 0; c < s->from + s->keys; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
-            for (int n = 0; n < LANES; n++)
-                block[n] = v_load(tile + (s->lane + i * LANES + n) * ATTN_BLOCK + c);
-            v_transpose(block);
+            tile_columns(tile, s->lane + i * LANES, c, block);
             for (int n = 0; n < LANES; n++)
                 if (c + n >= s->from && c + n < s->from + s->keys) {
                     int64_t at = (c + n - s->from) * s->width + i * LANES;
@@ -264,16 +262,10 @@ add_query(const struct attn_attention *a, struct backward_place *p, const struct
     vreal one[GROUP_VECTORS];
     for (int i = 0; i < GROUP_VECTORS; i++)
         one[i] = v_splat(1);
-    bool selects = w->sight == ATTN_PARTIAL && !(block->key_abs - block->key_abs == 0);
-    for (struct segment s = {0}; next_segment(p->rows, w, a->head_dim, &s);) {
-        int first = w->from + s.from;
-        const REAL *gradients = p->gradients + (s.scores - w->scores), *key = block->key + first * block->key_row;
-        REAL *to = p->grad_query + (s.query - p->rows->query);
-        if (selects)
-            output_selected(s.nv, gradients, s.width, w->seen + s.from, s.lane, key, block->key_row, s.keys, one, a->head_dim, to);
-        else
-            group_output(s.nv, gradients, s.width, key, block->key_row, s.keys, one, a->head_dim, to);
-    }
+    enum attn_finite state = block->key_abs - block->key_abs == 0 ? ATTN_FINITE : ATTN_NOT_FINITE;
+    for (struct segment s = {0}; next_segment(p->rows, w, a->head_dim, &s);)
+        segment_output(w, &s, p->gradients + (s.scores - w->scores), block->key, block->key_row, block->keys, a->head_dim, &state, one,
+                       p->grad_query);
 }
 
 /* grad_value += P^T dO and grad_key += T^T Q, for key block number n of the chunk. */
@@ -290,7 +282,7 @@ add_keys(const struct attn_attention_backward *b, struct backward_place *p, int 
         sum.n = a->value_dim;
         sum.pitch = p->value_pitch;
         sum.sums = p->grad_value + row * p->value_pitch;
-        sum_over_lanes(&sum, !sum.seen || gradient_is_finite(p));
+        sum_over_lanes(&sum, !sum.seen || block_is_finite(p->grad, p->value_pitch, sum.count, p->value_pitch, &p->grad_state));
     }
     if (b->grad_key.data) {
         sum.tile = p->gradients;
@@ -298,6 +290,6 @@ add_keys(const struct attn_attention_backward *b, struct backward_place *p, int 
         sum.n = a->head_dim;
         sum.pitch = p->query_pitch;
         sum.sums = p->grad_key + row * p->query_pitch;
-        sum_over_lanes(&sum, !sum.seen || query_is_finite(p));
+        sum_over_lanes(&sum, !sum.seen || block_is_finite(p->query, p->query_pitch, sum.count, p->query_pitch, &p->query_state));
     }
 }

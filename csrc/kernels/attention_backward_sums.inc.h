@@ -225,7 +225,7 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
     if (cut->row_sums)
         memset(shared.sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
     if (b->grad_query.data && !b->query_accumulates)
-        store_query(b, batch, p->rows, NULL, p->w->staging);
+        clear_query(b, batch, p->rows, p->w->staging);
 }
 
 /* Adds a number for each row of a block to a gradient that is the same for all keys. */

@@ -263,18 +263,18 @@ softmax_step(vreal old, vreal top, vreal *base, vreal *decay)
     *decay = v_exp2_weight(old - *base);
 }
 
-/* The lanes of a segment decay and take up the sum over its keys of weights times values; to: [group][D][width] of the row block. */
+/* The lanes of a segment decay and take up the sum over its keys of weights times values, rows of n; to: [group][n][width] of the row block. */
 ATTN_INLINE void
-segment_output(const struct attn_attention *a, const struct workplace *w, const struct segment *s, const REAL *weights, const REAL *value,
-               int64_t value_row, int keys, enum attn_finite *state, const vreal *decay, REAL *to)
+segment_output(const struct workplace *w, const struct segment *s, const REAL *weights, const REAL *value, int64_t value_row, int keys, int64_t n,
+               enum attn_finite *state, const vreal *decay, REAL *to)
 {
     int base_lane = s->lane / (GROUP_VECTORS * LANES) * (GROUP_VECTORS * LANES);
-    REAL *output = to + base_lane * a->value_dim + (s->lane - base_lane);
+    REAL *output = to + base_lane * n + (s->lane - base_lane);
     const REAL *first = value + (w->from + s->from) * value_row;
-    if (w->sight == ATTN_PARTIAL && !block_is_finite(value, value_row, keys, a->value_dim, state))
-        output_selected(s->nv, weights, s->width, w->seen + s->from, s->lane, first, value_row, s->keys, decay, a->value_dim, output);
+    if (w->sight == ATTN_PARTIAL && !block_is_finite(value, value_row, keys, n, state))
+        output_selected(s->nv, weights, s->width, w->seen + s->from, s->lane, first, value_row, s->keys, decay, n, output);
     else
-        group_output(s->nv, weights, s->width, first, value_row, s->keys, decay, a->value_dim, output);
+        group_output(s->nv, weights, s->width, first, value_row, s->keys, decay, n, output);
 }
 
 static void
@@ -296,7 +296,7 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
         v_store(sums + i * LANES, sum[i]);
     if (a->dropout_p > 0)
         drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + w->from + s->from, s->keys);
-    segment_output(a, w, s, s->scores, block->value, block->value_row, block->keys, &block->value_state, decay, rows->output);
+    segment_output(w, s, s->scores, block->value, block->value_row, block->keys, a->value_dim, &block->value_state, decay, rows->output);
 }
 
 /* One row block attends to one key block. */

@@ -70,11 +70,11 @@ tangent_segment(const struct attn_attention_jvp *j, int64_t batch, struct tangen
         if (move)
             drop_tangents(s, tangents);
     }
-    segment_output(a, w, s, s->scores, b->block.value, b->block.value_row, b->block.keys, &b->block.value_state, decay, r->rows.output);
+    segment_output(w, s, s->scores, b->block.value, b->block.value_row, b->block.keys, a->value_dim, &b->block.value_state, decay, r->rows.output);
     if (b->value)
-        segment_output(a, w, s, s->scores, b->value, b->value_row, b->block.keys, &b->value_state, decay, r->output);
+        segment_output(w, s, s->scores, b->value, b->value_row, b->block.keys, a->value_dim, &b->value_state, decay, r->output);
     if (move)
-        segment_output(a, w, s, tangents, b->block.value, b->block.value_row, b->block.keys, &b->block.value_state, b->value ? one : decay,
+        segment_output(w, s, tangents, b->block.value, b->block.value_row, b->block.keys, a->value_dim, &b->block.value_state, b->value ? one : decay,
                        r->output);
 }
 

@@ -12,6 +12,7 @@
 #define cap_scores SUFFIX(cap_scores)
 #define scale_scores SUFFIX(scale_scores)
 #define key_alibi SUFFIX(key_alibi)
+#define tile_columns SUFFIX(tile_columns)
 #define add_tile SUFFIX(add_tile)
 #define add_alibi SUFFIX(add_alibi)
 #define alibi_term SUFFIX(alibi_term)
@@ -107,6 +108,15 @@ scale_scores(REAL factor, const struct segment *s)
         }
 }
 
+/* Columns c ... c + LANES - 1 of a tile that lies [lane][64], each as a vector of the lanes from `lane` on. */
+ATTN_INLINE void
+tile_columns(const REAL *tile, int lane, int c, vreal *block)
+{
+    for (int n = 0; n < LANES; n++)
+        block[n] = v_load(tile + (lane + n) * ATTN_BLOCK + c);
+    v_transpose(block);
+}
+
 /* Adds a tile that lies [lane][64] and begins with the first key that the row block may see; it is transposed on the way. */
 static void
 add_tile(const struct segment *s, const REAL *tile)
@@ -114,9 +124,7 @@ add_tile(const struct segment *s, const REAL *tile)
     for (int i = 0; i < s->nv; i++)
         for (int c = 0; c < s->from + s->keys; c += LANES) {
             vreal block[VECTOR_BYTES / sizeof(REAL)];
-            for (int n = 0; n < LANES; n++)
-                block[n] = v_load(tile + (s->lane + i * LANES + n) * ATTN_BLOCK + c);
-            v_transpose(block);
+            tile_columns(tile, s->lane + i * LANES, c, block);
             for (int n = 0; n < LANES; n++)
                 if (c + n >= s->from && c + n < s->from + s->keys) {
                     REAL *score = s->scores + (c + n - s->from) * s->width + i * LANES;
