@@ -1,5 +1,7 @@
 """Models of transformers with attn_implementation="attnpy": tiny random ones, beside their own eager attention."""
 
+import inspect
+
 import numpy as np
 import pytest
 from test_transformers import MODELS, assert_close, tokens, transformers
@@ -92,6 +94,11 @@ def test_windows_are_seen(name):
 # --- caches
 
 
+def cache_argument(made):
+    """The name of forward's cache: transformers 5.24 renamed past_key_values, and warns of the old one."""
+    return "cache" if "cache" in inspect.signature(made.forward).parameters else "past_key_values"
+
+
 def cache(kind, made):
     if kind == "dynamic":
         return transformers.DynamicCache(config=made.config)
@@ -113,7 +120,9 @@ def test_caches(name, padded, kind):
         past, found = cache(kind, made), []
         for first, end in ((0, 9), (9, 10), (10, 11), (11, 15), (15, 16)):
             with torch.no_grad():
-                step = made(ids[:, first:end], attention_mask=padding[:, :end], past_key_values=past).logits
+                step = made(
+                    ids[:, first:end], attention_mask=padding[:, :end], **{cache_argument(made): past}
+                ).logits
             found.append(step[padding[:, first:end].bool()].numpy())
         logits[implementation] = found
     for got, wanted in zip(logits["attnpy"], logits["eager"]):
