@@ -4,6 +4,7 @@
 #include "../core/elementary.inc.h"
 #include "../core/half.inc.h"
 #include "../core/block.inc.h"
+#include "positions_rotation.inc.h"
 #include "softmax_rows.inc.h"
 #include "softmax_layout.inc.h"
 #include "softmax_tile.inc.h"
