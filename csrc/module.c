@@ -32,7 +32,7 @@ add_signatures(PyObject *module)
 static int
 execute(PyObject *module)
 {
-    if (PyArray_ImportNumPyAPI() < 0 || !level_choose() || !engine_foreign_start())
+    if (PyArray_ImportNumPyAPI() < 0 || !level_choose() || !engine_foreign_start() || !engine_memory_start())
         return -1;
     if (attn_pool_init() != 0) {
         PyErr_SetString(PyExc_ImportError, "attnpy: the thread pool cannot be set up");

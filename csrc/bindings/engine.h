@@ -149,6 +149,10 @@ bool engine_window(PyObject *object, int64_t *left, int64_t *right);
 bool engine_softcap(PyObject *object, double *value);
 bool engine_dropout(PyObject *dropout_p, PyObject *dropout_key, double *p, uint32_t *key);
 
+/* engine_memory.c */
+bool engine_memory_start(void); /* once, before the first call */
+PyArrayObject *engine_empty(int ndim, npy_intp *shape, PyArray_Descr *descr, int64_t bytes);
+
 /* engine_outputs.c */
 bool engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure);
 bool engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);

@@ -175,7 +175,7 @@ new_array(const char *name, enum attn_type type, int ndim, const int64_t *shape)
     }
     for (int i = 0; i < ndim; i++)
         dims[i] = shape[i];
-    return (PyArrayObject *)PyArray_Empty(ndim, dims, descr, 0);
+    return engine_empty(ndim, dims, descr, bytes);
 }
 
 static const char *

@@ -389,6 +389,7 @@ after_fork_in_child(void)
 {
     atomic_store(&the_pool, NULL);
     attn_scratch_after_fork();
+    attn_results_after_fork();
 }
 
 int

@@ -33,6 +33,13 @@ void attn_scratch_give(void *block, size_t bytes);
 void attn_scratch_after_fork(void);  /* the child begins with no blocks */
 void attn_scratch_fail_after(long n); /* for tests: n more can be had, then none; negative: any number */
 
+/* Memory for results: bytes of ATTN_RESULT_LARGE and more are kept for the next result when they are given back. `bytes` is what was asked for last. */
+enum { ATTN_RESULT_LARGE = 256 << 10 };
+void *attn_result_take(size_t bytes);
+void *attn_result_resize(void *block, size_t bytes);
+void attn_result_give(void *block, size_t bytes);
+void attn_results_after_fork(void);
+
 int attn_get_num_threads(void);     /* min(affinity, cgroup quota, ATTNPY_NUM_THREADS, else OMP_NUM_THREADS) until set */
 void attn_set_num_threads(int threads); /* 1 ... 1024; clipped */
 

@@ -7,34 +7,23 @@
 #define _DEFAULT_SOURCE
 #endif
 #include "pool.h"
-#include "system.h"
+#include "shelf.h"
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ALIGNMENT = 64, SMALL = 256 << 10, HUGE = 2 << 20, SLOTS = 4 };
+enum { ALIGNMENT = 64, SMALL = 256 << 10, SLOTS = 4 };
 
-/* A larger block goes straight back, so that one huge call does not keep its memory for ever. The next such call pays for fresh pages: 0.12 ms/MB
- * in huge pages, 0.59 in pages of 4 KB (median of 9 times 256 MB, Linux 6.18 in a virtual machine). */
+/* A larger block goes straight back, so that one huge call does not keep its memory for ever. */
 static const size_t largest_kept = (size_t)256 << 20;
 
-/* The header of a block that nobody uses lies in the block itself. */
-struct idle {
-    struct idle *next;
-    size_t size;
-};
-
-struct store {
-    pthread_mutex_t lock;
-    struct idle *first;
-};
-
 static _Atomic(void *) slots[SLOTS];
-static _Atomic(struct store *) store;
+static struct attn_shelf shelf;
 static atomic_long takes_left = -1;
 static pthread_once_t read_environment = PTHREAD_ONCE_INIT;
 static bool debug; /* ATTNPY_DEBUG_SCRATCH */
@@ -52,48 +41,13 @@ attn_scratch_after_fork(void)
 {
     for (int i = 0; i < SLOTS; i++)
         atomic_store(&slots[i], NULL);
-    atomic_store(&store, NULL);
+    atomic_store(&shelf.list, NULL);
 }
 
-static struct store *
-current_store(void)
-{
-    struct store *now = atomic_load(&store);
-    if (now != NULL)
-        return now;
-    struct store *fresh = calloc(1, sizeof *fresh);
-    if (fresh == NULL)
-        return NULL;
-    attn_lock_init(&fresh->lock);
-    if (atomic_compare_exchange_strong(&store, &now, fresh))
-        return fresh;
-    pthread_mutex_destroy(&fresh->lock);
-    free(fresh);
-    return now;
-}
-
-/* Sizes are 1, 1.25, 1.5 and 1.75 times a power of two: at most a quarter is wasted, and calls of similar shapes share blocks. */
 static size_t
-size_class(size_t bytes)
+block_size(size_t bytes)
 {
-    if (bytes <= SMALL)
-        return SMALL;
-    const int top = (int)(sizeof(long) * CHAR_BIT) - 1 - __builtin_clzl(bytes - 1);
-    const size_t step = (size_t)1 << (top - 2);
-    return (bytes + step - 1) / step * step;
-}
-
-static void *
-fresh_block(size_t size)
-{
-    void *block;
-    if (posix_memalign(&block, size >= HUGE ? HUGE : ALIGNMENT, size) != 0)
-        return NULL;
-#ifdef MADV_HUGEPAGE
-    if (size >= HUGE)
-        madvise(block, size / HUGE * HUGE, MADV_HUGEPAGE); /* advice only: the result does not matter */
-#endif
-    return block;
+    return attn_shelf_size(bytes > SMALL ? bytes : SMALL);
 }
 
 /* Debug blocks are never reused. The block ends at a page that cannot be touched; a read of what was not written finds NaN in every type. */
@@ -153,42 +107,6 @@ attn_scratch_fail_after(long n)
     atomic_store(&takes_left, n < 0 ? -1 : n);
 }
 
-static void *
-take_listed(size_t size)
-{
-    struct store *owner = atomic_load(&store);
-    if (owner == NULL)
-        return NULL;
-    pthread_mutex_lock(&owner->lock);
-    struct idle **link = &owner->first;
-    while (*link != NULL && (*link)->size != size)
-        link = &(*link)->next;
-    struct idle *found = *link;
-    if (found != NULL)
-        *link = found->next;
-    pthread_mutex_unlock(&owner->lock);
-    return found;
-}
-
-/* Puts the block first and returns those that are one too many, oldest last, to be freed without the lock. */
-static struct idle *
-give_listed(struct store *owner, void *block, size_t size)
-{
-    struct idle *given = block;
-    int room = attn_get_num_threads();
-    pthread_mutex_lock(&owner->lock);
-    given->next = owner->first;
-    given->size = size;
-    owner->first = given;
-    struct idle **link = &owner->first;
-    while (*link != NULL && room-- > 0)
-        link = &(*link)->next;
-    struct idle *surplus = *link;
-    *link = NULL;
-    pthread_mutex_unlock(&owner->lock);
-    return surplus;
-}
-
 void *
 attn_scratch_take(size_t bytes)
 {
@@ -197,7 +115,7 @@ attn_scratch_take(size_t bytes)
         return NULL;
     if (debug)
         return debug_take(bytes);
-    const size_t size = size_class(bytes);
+    const size_t size = block_size(bytes);
     if (size == SMALL) {
         for (int i = 0; i < SLOTS; i++) {
             void *block = atomic_load_explicit(&slots[i], memory_order_relaxed);
@@ -205,8 +123,7 @@ attn_scratch_take(size_t bytes)
                 return block;
         }
     }
-    void *block = take_listed(size);
-    return block != NULL ? block : fresh_block(size);
+    return attn_shelf_take(&shelf, size);
 }
 
 void
@@ -218,7 +135,7 @@ attn_scratch_give(void *block, size_t bytes)
         debug_give(block, bytes);
         return;
     }
-    const size_t size = size_class(bytes);
+    const size_t size = block_size(bytes);
     if (size == SMALL) {
         for (int i = 0; i < SLOTS; i++) {
             void *none = NULL;
@@ -226,13 +143,8 @@ attn_scratch_give(void *block, size_t bytes)
                 return;
         }
     }
-    struct store *owner = size <= largest_kept ? current_store() : NULL;
-    struct idle *surplus = owner != NULL ? give_listed(owner, block, size) : block;
-    if (owner == NULL)
-        surplus->next = NULL;
-    while (surplus != NULL) {
-        struct idle *next = surplus->next;
-        free(surplus);
-        surplus = next;
-    }
+    if (size <= largest_kept)
+        attn_shelf_give(&shelf, block, size, attn_get_num_threads(), SIZE_MAX);
+    else
+        free(block);
 }

@@ -120,9 +120,7 @@ def test_caches(name, padded, kind):
         past, found = cache(kind, made), []
         for first, end in ((0, 9), (9, 10), (10, 11), (11, 15), (15, 16)):
             with torch.no_grad():
-                step = made(
-                    ids[:, first:end], attention_mask=padding[:, :end], **{cache_argument(made): past}
-                ).logits
+                step = made(ids[:, first:end], attention_mask=padding[:, :end], **{cache_argument(made): past}).logits
             found.append(step[padding[:, first:end].bool()].numpy())
         logits[implementation] = found
     for got, wanted in zip(logits["attnpy"], logits["eager"]):
