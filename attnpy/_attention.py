@@ -35,6 +35,7 @@ def scaled_dot_product_attention(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rng: np.random.Generator | DropoutKey | None = None,
     return_lse: bool = False,
     enable_gqa: Any = None,
@@ -47,6 +48,7 @@ def scaled_dot_product_attention(
         O_i = \sum_j P_{ij} v_j, \qquad P_{ij} = \frac{\exp s_{ij}}{\sum_j \exp s_{ij}}, \qquad
         s_{ij} = \mathrm{softcap} \tanh\frac{\mathrm{scale}\; q_i \cdot k_j}{\mathrm{softcap}} + \mathrm{bias}_{ij}
         + \mathrm{attn\_mask}_{ij} - \mathrm{slope}_h\, |i + \mathrm{offset} - j|
+        + \mathrm{relative\_bias}_{h, i, \mathrm{clip}(j - i - \mathrm{offset}, -K, K) + K}
 
     over the visible keys j. The (L, S) array of scores is never formed: memory grows with L and S, not their product.
 
@@ -77,8 +79,8 @@ def scaled_dot_product_attention(
     bias : (..., H, L, S) array_like of float, optional
         Added to the scores like a float `attn_mask`; both may be given.
     causal_offset : (...) array_like of int, optional
-        Query i stands at position i + offset, key j at j, in the causal rule, the window and ALiBi. One number, or one
-        per batch element. 0 aligns the first query with the first key.
+        Query i stands at position i + offset, key j at j, in the causal rule, the window, ALiBi and `relative_bias`.
+        One number, or one per batch element. 0 aligns the first query with the first key.
     window_size : int or tuple of two int, optional
         (left, right): query i sees keys from i + offset - left to i + offset + right. The token itself is not counted;
         -1 is open; an int w means (w, w).
@@ -91,8 +93,11 @@ def scaled_dot_product_attention(
         then sum to 1 - exp(sink - lse).
     query_lengths, kv_lengths : (...) array_like of int, optional
         Valid queries and keys of each batch element, in 0 … L and 0 … S. What lies beyond is padding: keys are
-        invisible, query rows give 0. `kv_lengths` alone together with `is_causal`, a window or ALiBi is refused where
-        one of them is below L, since the offset would depend on how the queries are padded.
+        invisible, query rows give 0. `kv_lengths` alone together with `is_causal`, a window, ALiBi or `relative_bias`
+        is refused where one of them is below L, since the offset would depend on how the queries are padded.
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
+        Added to the scores by the distance from query to key, j - i - offset: column K is distance 0, the first and
+        the last column are also those of all distances beyond. One row for a head, or one for each query. -inf hides.
     rng : numpy.random.Generator or DropoutKey, optional
         Where dropout comes from. A Generator gives up one key in each call with `dropout_p` > 0, and none otherwise.
     return_lse : bool, default False
@@ -147,6 +152,9 @@ def scaled_dot_product_attention(
     O. Press, N. Smith, M. Lewis, "Train short, test long: attention with linear biases enables input length
     extrapolation", 2022, arXiv:2108.12409.
 
+    C. Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer", 2020,
+    arXiv:1910.10683, section 2.1: a bias for each distance.
+
     Examples
     --------
     >>> import numpy as np, attnpy
@@ -170,7 +178,7 @@ def scaled_dot_product_attention(
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
     return _core.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, bias, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, query_lengths, kv_lengths, words, return_lse, out,
+        alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, words, return_lse, out,
     )  # fmt: skip
 
 
@@ -189,6 +197,7 @@ def attention_weights(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rows: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
@@ -213,6 +222,7 @@ def attention_weights(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
         As in `scaled_dot_product_attention`.
     rows : (R,) array_like of int, optional
         Query rows to compute, in any order; repeats and negative numbers are allowed. They are the same for all heads
@@ -260,7 +270,7 @@ def attention_weights(
     """
     return _core.attention_weights(
         query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths, rows, out,
+        query_lengths, kv_lengths, relative_bias, rows, out,
     )  # fmt: skip
 
 
@@ -279,6 +289,7 @@ def attention_received(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     r"""How much attention each key receives: its weights, summed over the queries.
@@ -303,6 +314,7 @@ def attention_received(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
         As in `scaled_dot_product_attention`. Query rows beyond their length are not counted.
     out : (..., H, S) ndarray, optional
         Where the result goes, of its shape and dtype.
@@ -338,7 +350,7 @@ def attention_received(
     """
     return _core.attention_received(
         query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths, out,
+        query_lengths, kv_lengths, relative_bias, out,
     )  # fmt: skip
 
 

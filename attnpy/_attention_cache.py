@@ -428,6 +428,7 @@ def attention_with_cache(
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -458,6 +459,7 @@ def attention_with_cache(
     sinks : (H,) or (B, H) array_like, optional
     query_lengths : (B,) array_like of int, optional
         Valid queries of each sequence, where they differ.
+    relative_bias : (H, L or 1, 2K + 1) or (B, H, L or 1, 2K + 1) array_like of float, optional
     return_lse : bool, default False
         As in `scaled_dot_product_attention`.
     out : (B, H, L, D) ndarray, optional
@@ -525,7 +527,7 @@ def attention_with_cache(
             causal_offset = [n - f for n, f in zip(offset, base, strict=True)]
     return _core.attention_with_cache(
         query, key, value, *scales, table, oldest, is_causal, scale, causal_offset, window_size, softcap, alibi_slopes,
-        sinks, query_lengths, lengths, return_lse, out,
+        sinks, query_lengths, lengths, relative_bias, return_lse, out,
     )  # fmt: skip
 
 
@@ -544,6 +546,7 @@ def paged_attention(
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -580,6 +583,7 @@ def paged_attention(
     alibi_slopes : (H,) or (B, H) array_like, optional
     sinks : (H,) or (B, H) array_like, optional
     query_lengths : (B,) array_like of int, optional
+    relative_bias : (H, L or 1, 2K + 1) or (B, H, L or 1, 2K + 1) array_like of float, optional
     return_lse : bool, default False
         As in `scaled_dot_product_attention`.
     out : (B, H, L, D) ndarray, optional
@@ -629,7 +633,7 @@ def paged_attention(
     """
     return _core.paged_attention(
         query, key_pages, value_pages, block_table, kv_lengths, is_causal, scale, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, query_lengths, return_lse, out,
+        alibi_slopes, sinks, query_lengths, relative_bias, return_lse, out,
     )  # fmt: skip
 
 

@@ -33,9 +33,11 @@ def scaled_dot_product_attention_jvp(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rng: DropoutKey | None = None,
     bias_tangent: ArrayLike | None = None,
     sinks_tangent: ArrayLike | None = None,
+    relative_bias_tangent: ArrayLike | None = None,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -47,7 +49,8 @@ def scaled_dot_product_attention_jvp(
     .. math::
 
         ds_{ij} &= \mathrm{scale}\, (dq_i \cdot k_j + q_i \cdot dk_j)
-        \left(1 - \tanh^2 \frac{\mathrm{scale}\; q_i \cdot k_j}{\mathrm{softcap}}\right) + d\mathrm{bias}_{ij} \\
+        \left(1 - \tanh^2 \frac{\mathrm{scale}\; q_i \cdot k_j}{\mathrm{softcap}}\right) + d\mathrm{bias}_{ij}
+        + d\mathrm{relative\_bias}_{h, i, \mathrm{clip}(j - i - \mathrm{offset}, -K, K) + K} \\
         \mu_i &= \sum_j P_{ij}\, ds_{ij} + \exp(\mathrm{sink}_h - \mathrm{lse}_i)\, d\mathrm{sink}_h \\
         dO_i &= \sum_j M_{ij} P_{ij} \left(dv_j + (ds_{ij} - \mu_i)\, v_j\right), \qquad d\mathrm{lse}_i = \mu_i
 
@@ -76,6 +79,7 @@ def scaled_dot_product_attention_jvp(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
         As in `scaled_dot_product_attention`.
     rng : DropoutKey, optional
         The key of dropout, from `dropout_key`. A Generator is refused: the derivative is that of one mask.
@@ -83,6 +87,8 @@ def scaled_dot_product_attention_jvp(
         The direction of `bias`, to which an additive `attn_mask` is the same; only together with `bias`.
     sinks_tangent : (H,) or (..., H) array_like, optional
         The direction of `sinks`; only together with them.
+    relative_bias_tangent : (..., H, L or 1, 2K + 1) array_like, optional
+        The direction of `relative_bias`, whose K it shares; only together with it.
     return_lse : bool, default False
         Also return the log-sum-exp and its derivative.
     out : tuple of ndarray, optional
@@ -152,8 +158,8 @@ def scaled_dot_product_attention_jvp(
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
     return _core.scaled_dot_product_attention_jvp(
         query, key, value, query_tangent, key_tangent, value_tangent, attn_mask, dropout_p, is_causal, scale, bias,
-        causal_offset, window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, words, bias_tangent,
-        sinks_tangent, return_lse, out,
+        causal_offset, window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, words,
+        bias_tangent, sinks_tangent, relative_bias_tangent, return_lse, out,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def varlen_attention(
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rng: np.random.Generator | DropoutKey | None = None,
     return_lse: bool = False,
     out: Any = None,
@@ -73,6 +74,8 @@ def varlen_attention(
     alibi_slopes : (H,) or (N, H) array_like, optional
     sinks : (H,) or (N, H) array_like, optional
         For each head, or for each sequence and head.
+    relative_bias : (H, T or 1, 2K + 1) or (N, H, T or 1, 2K + 1) array_like of float, optional
+        As in `scaled_dot_product_attention`, one row for a head or one for each query row.
     rng : numpy.random.Generator or DropoutKey, optional
         Where dropout comes from; its batch number is that of the sequence.
     return_lse : bool, default False
@@ -136,7 +139,7 @@ def varlen_attention(
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
     return _core.varlen_attention(
         query, key, value, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, words, return_lse, out,
+        alibi_slopes, sinks, relative_bias, words, return_lse, out,
     )  # fmt: skip
 
 

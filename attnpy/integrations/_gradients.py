@@ -38,13 +38,15 @@ class Rule(NamedTuple):
         return name in self.operands or (self.sequences > 0 and name.partition("[")[0] in self.operands)
 
 
-POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths")
+POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths",
+             "relative_bias")  # fmt: skip
 ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", *POSITIONS,
              "dropout_key", "return_lse", "out")  # fmt: skip
 WEIGHTS = ("query", "key", "attn_mask", "is_causal", "scale", *POSITIONS, "rows", "out")
 RECEIVED = (*WEIGHTS[:-2], "out")
 VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
-          "window_size", "softcap", "alibi_slopes", "sinks", "dropout_key", "return_lse", "out")  # fmt: skip
+          "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", "dropout_key", "return_lse",
+          "out")  # fmt: skip
 GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")  # the order of _core's `needs`
 
 
@@ -61,6 +63,14 @@ def _or_zeros(gradient, result):
     return np.broadcast_to(np.zeros((), result.dtype), result.shape) if gradient is None else gradient
 
 
+def _of_backward(names, arguments):
+    """The arguments of a call as its backward function takes them."""
+    place = names.index("relative_bias")
+    if arguments[place] is not None:
+        raise NotImplementedError("there are no gradients yet of calls with relative_bias")
+    return [*arguments[:place], *arguments[place + 1 :]]
+
+
 # --- attention
 
 
@@ -72,6 +82,7 @@ def _attention(arguments):
 def _attention_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
+    arguments = _of_backward(ATTENTION, arguments)
     found = _core.scaled_dot_product_attention_backward(
         _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse,
         _needs(ATTENTION, places), None,
@@ -94,6 +105,7 @@ def _attention_jvp(arguments, needed, tangents):
         rng=None if words is None else attnpy.DropoutKey(words),
         bias_tangent=mask if bias is None else bias if mask is None else mask + bias,
         sinks_tangent=tangent.get("sinks"),
+        relative_bias_tangent=tangent.get("relative_bias"),
         return_lse=with_lse,
     )
     return found[1::2]
@@ -104,6 +116,7 @@ def _weights(arguments):
 
 
 def _weights_backward(arguments, needed, gradients, places):
+    arguments = _of_backward(WEIGHTS, arguments)
     found = _core.attention_weights_backward(gradients[0], *arguments[:-1], _needs(WEIGHTS, places), None)
     return _by_place(WEIGHTS, found)
 
@@ -117,6 +130,7 @@ def _received_backward(arguments, needed, gradients, places):
     gradient = np.asarray(gradients[0])
     rows = (*gradient.shape[:-1], np.shape(arguments[0])[-2], gradient.shape[-1])
     gradient = np.broadcast_to(gradient[..., None, :], rows)
+    arguments = _of_backward(RECEIVED, arguments)
     found = _core.attention_weights_backward(gradient, *arguments[:-1], None, _needs(RECEIVED, places), None)
     return _by_place(RECEIVED, found)
 
@@ -132,6 +146,7 @@ def _varlen(arguments):
 def _varlen_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
+    arguments = _of_backward(VARLEN, arguments)
     found = _core.varlen_attention_backward(
         _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse, _needs(VARLEN, places),
         None,

@@ -26,6 +26,7 @@ def scaled_dot_product_attention(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
     rng=None,
     return_lse=False,
     enable_gqa=None,
@@ -38,7 +39,7 @@ def scaled_dot_product_attention(
     query, key, value, batch, one_head = _operands(query, key, value)
     weights, visible, lse = _weights(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p is {dropout_p}; it must be in [0, 1)")
@@ -65,13 +66,14 @@ def attention_weights(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
     rows=None,
 ):
     """P_ij: query (..., H, L, E), key (..., G, S, E) -> (..., H, L, S); of the query rows `rows` only, if given."""
     query, key, _, batch, one_head = _operands(query, key)
     weights, _, _ = _weights(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     if rows is not None:
         weights = weights[..., _rows(rows, weights.shape[-2]), :]
@@ -93,12 +95,13 @@ def attention_received(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
 ):
     """sum_i P_ij: query (..., H, L, E), key (..., G, S, E) -> (..., H, S)."""
     return attention_weights(
         query, key, attn_mask, is_causal=is_causal, scale=scale, bias=bias, causal_offset=causal_offset,
         window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths,
-        kv_lengths=kv_lengths,
+        kv_lengths=kv_lengths, relative_bias=relative_bias,
     ).sum(-2)  # fmt: skip
 
 
@@ -147,12 +150,12 @@ def _operands(query, key, value=None):
 
 def _weights(
     query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-    query_lengths, kv_lengths,
+    query_lengths, kv_lengths, relative_bias=None,
 ):  # fmt: skip
     """P and what is visible, both (..., H, L, S), and the log-sum-exp, (..., H, L)."""
     score, visible, sink, counted, _ = _visible_scores(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     with np.errstate(all="ignore"):
         weights, lse = _softmax_with_sink(np.where(visible, score, -np.inf), sink)
@@ -161,14 +164,14 @@ def _weights(
 
 def _visible_scores(
     query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-    query_lengths, kv_lengths,
+    query_lengths, kv_lengths, relative_bias=None,
 ):  # fmt: skip
     """The scores and which are visible, both (..., H, L, S); the sinks, (..., H, 1, 1) or -inf; which query rows are
     within their length, (..., 1, L, 1); and i + offset - j, (..., 1, L, S).
     """
     (H, L), S = query.shape[-3:-1], key.shape[-2]
     window = _window(window_size)
-    positional = is_causal or max(window) >= 0 or alibi_slopes is not None
+    positional = is_causal or max(window) >= 0 or alibi_slopes is not None or relative_bias is not None
     queries = _lengths("query_lengths", query_lengths, L, batch)
     keys = _lengths("kv_lengths", kv_lengths, S, batch)
     if positional and kv_lengths is not None and query_lengths is None and causal_offset is None and np.any(keys < L):
@@ -187,6 +190,10 @@ def _visible_scores(
             score, visible = _masked(score, visible, attn_mask)
         if alibi_slopes is not None:
             score = score - _per_head("alibi_slopes", alibi_slopes, batch, H) * np.abs(position - j)
+        if relative_bias is not None:
+            score, visible = _biased(
+                score, visible, "relative_bias", _by_distance("relative_bias", relative_bias, j - position, score.shape)
+            )
     sink = -np.inf if sinks is None else _per_head("sinks", sinks, batch, H)
     return score, visible, sink, i < queries, position - j
 
@@ -234,6 +241,16 @@ def _biased(score, visible, name, bias):
     """Adds what was given for each score; -inf hides."""
     bias = np.broadcast_to(_float64(name, bias), score.shape)
     return score + bias, visible & (bias != -np.inf)
+
+
+def _by_distance(name, table, distance, shape):
+    """table[h, i, clip(j - i - offset, -K, K) + K] of a table (..., H, L or 1, 2K + 1): (..., H, L, S)."""
+    table = _float64(name, table)
+    if table.ndim == 0 or table.shape[-1] % 2 == 0:
+        raise ValueError(f"{name} has shape {table.shape}; its last axis must be 2K + 1")
+    K = table.shape[-1] // 2
+    column = np.broadcast_to(np.clip(distance, -K, K) + K, shape)
+    return np.take_along_axis(np.broadcast_to(table, (*shape[:-1], 2 * K + 1)), column, -1)
 
 
 def _masked(score, visible, attn_mask):

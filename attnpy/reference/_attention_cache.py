@@ -21,6 +21,7 @@ def attention_with_cache(
     alibi_slopes=None,
     sinks=None,
     query_lengths=None,
+    relative_bias=None,
     return_lse=False,
 ):
     """O_i = sum_j P_ij v_j over what the cache holds of a layer: query (..., H, L, E) -> (..., H, L, D).
@@ -37,7 +38,7 @@ def attention_with_cache(
     return scaled_dot_product_attention(
         query, key, value, is_causal=is_causal, scale=scale, causal_offset=causal_offset, window_size=window_size,
         softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths, kv_lengths=lengths,
-        return_lse=return_lse,
+        relative_bias=relative_bias, return_lse=return_lse,
     )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def paged_attention(
     alibi_slopes=None,
     sinks=None,
     query_lengths=None,
+    relative_bias=None,
     return_lse=False,
 ):
     """O_i = sum_j P_ij v_j where key j of sequence b is row j mod n of page block_table[b, j div n], pages of n rows.
@@ -71,7 +73,7 @@ def paged_attention(
     result = scaled_dot_product_attention(
         query, key, value, is_causal=is_causal, scale=scale, causal_offset=causal_offset, window_size=window_size,
         softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths, kv_lengths=lengths,
-        return_lse=return_lse,
+        relative_bias=relative_bias, return_lse=return_lse,
     )  # fmt: skip
     return result
 

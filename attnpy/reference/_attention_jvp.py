@@ -7,6 +7,7 @@ dX stands for the tangent of X, the direction in which X moves.
 import numpy as np
 
 from ._attention import (
+    _by_distance,
     _float64,
     _kept,
     _operands,
@@ -38,14 +39,17 @@ def scaled_dot_product_attention_jvp(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
     rng=None,
     bias_tangent=None,
     sinks_tangent=None,
+    relative_bias_tangent=None,
     return_lse=False,
 ):
     """(O, dO), and with `return_lse` (O, dO, lse, dlse), when the operands move along their tangents. None: not at all.
 
         ds_ij = scale (dq_i . k_j + q_i . dk_j) (1 - tanh(scale q_i . k_j / softcap)^2) + dbias_ij
+                + drelative_bias[h, i, clip(j - i - offset, -K, K) + K]
         mu_i = sum_j P_ij ds_ij + exp(sink - lse_i) dsink,    dlse_i = mu_i
         dO_i = sum_j M_ij P_ij (dv_j + (ds_ij - mu_i) v_j)
 
@@ -54,9 +58,9 @@ def scaled_dot_product_attention_jvp(
     """
     operands = query, key, value
     query, key, value, batch, one_head = _operands(query, key, value)
-    score, visible, sink, counted, _ = _visible_scores(
+    score, visible, sink, counted, ahead = _visible_scores(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     query_tangent, key_tangent, value_tangent = (
         _tangent(name, x, operand, batch, query.shape[-3])
@@ -66,6 +70,10 @@ def scaled_dot_product_attention_jvp(
     )
     moved_sink = _moved("sinks", sinks_tangent, sinks, lambda x: _per_head("sinks_tangent", x, batch, query.shape[-3]))
     moved_bias = _moved("bias", bias_tangent, bias, lambda x: np.broadcast_to(x, visible.shape))
+    moved_bias = moved_bias + _moved(
+        "relative_bias", relative_bias_tangent, relative_bias,
+        lambda x: _by_distance("relative_bias_tangent", _same_span(x, relative_bias), -ahead, visible.shape),
+    )  # fmt: skip
     kept = _dropped(dropout_p, rng, visible.shape)
     with np.errstate(all="ignore"):
         weights, lse = _softmax_with_sink(np.where(visible, score, -np.inf), sink)
@@ -108,6 +116,12 @@ def _moved(name, tangent, operand, broadcast):
     if operand is None:
         raise ValueError(f"{name}_tangent needs {name}")
     return broadcast(_float64(f"{name}_tangent", tangent))
+
+
+def _same_span(tangent, operand):
+    """A tangent of relative_bias, broadcast to its 2K + 1 columns."""
+    span = np.shape(operand)[-1]
+    return _broadcast("relative_bias_tangent", tangent, (*np.shape(tangent)[:-1], span))
 
 
 def _dropped(dropout_p, rng, shape):

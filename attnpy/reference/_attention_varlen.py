@@ -28,6 +28,7 @@ def varlen_attention(
     softcap=None,
     alibi_slopes=None,
     sinks=None,
+    relative_bias=None,
     rng=None,
     return_lse=False,
 ):
@@ -39,13 +40,14 @@ def varlen_attention(
     query, key, value = _packed(query=query, key=key, value=value)
     sequences = _sequences(cu_seqlens_q, cu_seqlens_k, len(query), len(key))
     own = _of_each(len(sequences), query.shape[1], causal_offset, alibi_slopes, sinks)
+    tables = _tables(len(sequences), query.shape[1::-1], relative_bias)
     words = _key_words(rng) if dropout_p > 0 else None
     output, lse = np.zeros((*query.shape[:2], value.shape[2])), np.full(query.shape[1::-1], -np.inf)
     for n, (rows, keys) in enumerate(sequences):
         found, lse[:, rows] = scaled_dot_product_attention(
             _heads_first(query[rows]), _heads_first(key[keys]), _heads_first(value[keys]), dropout_p=dropout_p,
             is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, rng=SequenceKey(words, n),
-            return_lse=True, **own[n],
+            return_lse=True, relative_bias=None if tables is None else tables[n][:, rows], **own[n],
         )  # fmt: skip
         output[rows] = _heads_first(found)
     return (output, lse) if return_lse else output
@@ -146,6 +148,13 @@ def _of_each(sequences, heads, causal_offset, alibi_slopes, sinks):
     given = {"causal_offset": (causal_offset, ()), "alibi_slopes": (alibi_slopes, (heads,)), "sinks": (sinks, (heads,))}
     given = {name: np.broadcast_to(x, (sequences, *shape)) for name, (x, shape) in given.items() if x is not None}
     return [{name: x[n] for name, x in given.items()} for n in range(sequences)]
+
+
+def _tables(sequences, heads_and_rows, relative_bias):
+    """relative_bias of each sequence, for all T query rows: (N, H, T, 2K + 1)."""
+    if relative_bias is None:
+        return None
+    return np.broadcast_to(relative_bias, (sequences, *heads_and_rows, np.shape(relative_bias)[-1]))
 
 
 def _heads_first(x):

@@ -8,30 +8,30 @@
 static const struct engine_function attention = {
     .name = "scaled_dot_product_attention",
     .signature = "(h,l,d),(g,s,d),(g,s,e)->(h,l,e)",
-    .arguments = 18,
+    .arguments = 19,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention),
-    .operands = {QUERY_AND_KEY(0), {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7)},
+    .operands = {QUERY_AND_KEY(0), {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7), RELATIVE_OPERAND(15)},
     .outputs = {{"output", "hle", false, PLACE(output)}, {"lse", "hl.", true, PLACE(lse)}},
 };
 
 static const struct engine_function weights = {
     .name = "attention_weights",
     .signature = "(h,l,d),(g,s,d)->(h,l,s)",
-    .arguments = 15,
+    .arguments = 16,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_weights),
-    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5)},
+    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5), RELATIVE_OPERAND(13)},
     .outputs = {{"the weights", "hls", false, PLACE(output)}},
 };
 
 static const struct engine_function received = {
     .name = "attention_received",
     .signature = "(h,l,d),(g,s,d)->(h,s)",
-    .arguments = 14,
+    .arguments = 15,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_received),
-    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5)},
+    .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5), RELATIVE_OPERAND(13)},
     .outputs = {{"the sums", "h.s", false, PLACE(output)}},
 };
 
@@ -70,7 +70,7 @@ bind_sizes(struct engine *e, struct attn_attention *a)
 static bool
 check_positions(const struct engine *e, const struct attn_attention *a)
 {
-    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data;
+    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data || a->relative_bias.data;
     if (!positional || !a->kv_lengths.data || a->query_lengths.data || a->causal_offset.data)
         return true;
     for (int64_t i = 0; i < e->batch; i++) {
@@ -118,6 +118,7 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
     a->first_batch = 0;
     a->rows.data = a->lse.data = NULL;
     a->block_table.data = a->key_scale.data = a->value_scale.data = NULL;
+    a->relative_span = *engine_size(e, 't');
     return check_positions(e, a);
 }
 
@@ -129,8 +130,8 @@ call_attention(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     bool with_lse = false;
     (void)module;
     bool done = engine_open(&e, &attention, arguments, n, &a) && attention_bind_scores(&e, arguments + 5, &a) &&
-                engine_dropout(arguments[4], arguments[15], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[16], &with_lse) &&
-                engine_outputs(&e, arguments[17], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+                engine_dropout(arguments[4], arguments[16], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[17], &with_lse) &&
+                engine_outputs(&e, arguments[18], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -169,7 +170,7 @@ call_weights(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     a.value.data = NULL;
     bool done = engine_open(&e, &weights, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
-                attention_bind_rows(&e, arguments[13], &a) && engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
+                attention_bind_rows(&e, arguments[14], &a) && engine_outputs(&e, arguments[15], 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -181,7 +182,7 @@ call_received(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     a.value.data = NULL;
     bool done = engine_open(&e, &received, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
-                engine_outputs(&e, arguments[13], 1, &a) && engine_run(&e, &a);
+                engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 

@@ -20,6 +20,9 @@
         "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                       \
     }
 
+/* relative_bias, which attention_bind_relative checks further. */
+#define RELATIVE_OPERAND(argument) {"relative_bias", ENGINE_BY_DISTANCE, argument, "hlt", 0, PLACE(relative_bias)}
+
 /* query and key, where query is argument `q` and key the next. */
 #define QUERY_AND_KEY(q)                                \
     {"query", ENGINE_DATA, q, "hld", 0, PLACE(query)},  \

@@ -159,6 +159,7 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     b.of_weights = false;
+    a->relative_bias.data = NULL;
     bool done = engine_open(&e, &backward, arguments, n, &b) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
@@ -175,7 +176,7 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     struct engine e;
     (void)module;
     b.of_weights = true;
-    b.forward.value.data = b.grad_lse.data = NULL;
+    b.forward.value.data = b.forward.relative_bias.data = b.grad_lse.data = NULL;
     bool done = engine_open(&e, &weights_backward, arguments, n, &b) && attention_check_present("grad_weights", arguments[0]) &&
                 attention_bind_scores(&e, arguments + 4, &b.forward) && attention_bind_rows(&e, arguments[14], &b.forward) &&
                 engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);

@@ -3,13 +3,11 @@
 #include "families.h"
 
 /* Arguments is_causal, scale, causal_offset, window_size, softcap, alibi_slopes, sinks, query_lengths lie in a row from `first` on. */
-#define CACHE_OPERANDS(first, kv)                                                                                                               \
+#define CACHE_OPERANDS(first, kv, relative)                                                                                                     \
     {"alibi_slopes", ENGINE_PER_HEAD, first + 5, "h..", 0, PLACE(alibi_slopes)}, {"sinks", ENGINE_PER_HEAD, first + 6, "h..", 0, PLACE(sinks)}, \
         {"causal_offset", ENGINE_OFFSETS, first + 2, "...", 0, PLACE(causal_offset)},                                                           \
         {"query_lengths", ENGINE_LENGTHS, first + 7, "...", 'l', PLACE(query_lengths)},                                                         \
-    {                                                                                                                                           \
-        "kv_lengths", ENGINE_LENGTHS, kv, "...", 's', PLACE(kv_lengths)                                                                         \
-    }
+        {"kv_lengths", ENGINE_LENGTHS, kv, "...", 's', PLACE(kv_lengths)}, RELATIVE_OPERAND(relative)
 #define RESULTS                                  \
     {                                            \
         {"output", "hle", false, PLACE(output)}, \
@@ -21,20 +19,20 @@
 static const struct engine_function paged = {
     .name = "paged_attention",
     .signature = "(h,l,d),(n,p,g,d),(n,p,g,e),(m),()->(h,l,e)",
-    .arguments = 15,
+    .arguments = 16,
     .instead = "kv_lengths",
     .kernel = offsetof(struct attn_kernels, attention),
-    .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(5, 4)},
+    .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(5, 4, 13)},
     .outputs = RESULTS,
 };
 
 static const struct engine_function cached = {
     .name = "attention_with_cache",
     .signature = "(h,l,d),(g,s,d),(g,s,e)->(h,l,e)",
-    .arguments = 18,
+    .arguments = 19,
     .instead = "query_lengths",
     .kernel = offsetof(struct attn_kernels, attention),
-    .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(7, 15)},
+    .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(7, 15, 16)},
     .outputs = RESULTS,
 };
 
@@ -179,7 +177,7 @@ call_paged(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     engine_start(&e, &paged, arguments, n);
     bool done = engine_argument_count(paged.name, paged.arguments, n) && open_pages(&e, names, arguments[3], arguments + 5, &a) &&
-                engine_flag("return_lse", arguments[13], &with_lse) && engine_outputs(&e, arguments[14], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+                engine_flag("return_lse", arguments[14], &with_lse) && engine_outputs(&e, arguments[15], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -283,7 +281,7 @@ call_cached(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     else
         done = done && open_rows(&e, arguments, &a);
     done =
-        done && engine_flag("return_lse", arguments[16], &with_lse) && engine_outputs(&e, arguments[17], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+        done && engine_flag("return_lse", arguments[17], &with_lse) && engine_outputs(&e, arguments[18], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 

@@ -9,7 +9,7 @@
 static const struct engine_function jvp = {
     .name = "scaled_dot_product_attention_jvp",
     .signature = "(h,l,d),(g,s,d),(g,s,e),(h,l,d),(g,s,d),(g,s,e)->(h,l,e),(h,l,e)",
-    .arguments = 23,
+    .arguments = 25,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_jvp),
     .operands = {QUERY_AND_KEY(0),
@@ -18,8 +18,10 @@ static const struct engine_function jvp = {
                  {"query_tangent", ENGINE_ADDED, 3, "hld", 0, JVP_PLACE(query_tangent)},
                  {"key_tangent", ENGINE_ADDED, 4, "gsd", 0, JVP_PLACE(key_tangent)},
                  {"value_tangent", ENGINE_ADDED, 5, "gse", 0, JVP_PLACE(value_tangent)},
-                 {"bias_tangent", ENGINE_ADDED, 19, "hls", 0, JVP_PLACE(bias_tangent)},
-                 {"sinks_tangent", ENGINE_PER_HEAD, 20, "h..", 0, JVP_PLACE(sinks_tangent)}},
+                 RELATIVE_OPERAND(18),
+                 {"bias_tangent", ENGINE_ADDED, 20, "hls", 0, JVP_PLACE(bias_tangent)},
+                 {"sinks_tangent", ENGINE_PER_HEAD, 21, "h..", 0, JVP_PLACE(sinks_tangent)},
+                 {"relative_bias_tangent", ENGINE_ADDED, 22, "hlt", 0, JVP_PLACE(relative_bias_tangent), .later = true}},
     .outputs = {{"output", "hle", false, PLACE(output)},
                 {"output_tangent", "hle", false, JVP_PLACE(output_tangent)},
                 {"lse", "hl.", true, PLACE(lse)},
@@ -36,6 +38,22 @@ check_moved(const char *name, const struct attn_tensor *tangent, const struct at
     return false;
 }
 
+/* That of relative_bias has its axes. */
+static bool
+take_relative_tangent(struct engine *e, PyObject *object, struct attn_attention_jvp *j)
+{
+    const struct engine_operand *operand = jvp.operands;
+    if (object == Py_None)
+        return true;
+    if (!j->forward.relative_bias.data) {
+        PyErr_SetString(PyExc_ValueError, "relative_bias_tangent needs relative_bias");
+        return false;
+    }
+    while (!operand->later)
+        operand++;
+    return engine_take(e, operand, object, &j->relative_bias_tangent);
+}
+
 static PyObject *
 call_jvp(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
@@ -46,8 +64,9 @@ call_jvp(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     j.lse_tangent.data = NULL;
     bool done = engine_open(&e, &jvp, arguments, n, &j) && attention_bind_scores(&e, arguments + 8, &j.forward) &&
                 check_moved("bias", &j.bias_tangent, &j.forward.bias) && check_moved("sinks", &j.sinks_tangent, &j.forward.sinks) &&
-                engine_dropout(arguments[7], arguments[18], &j.forward.dropout_p, j.forward.dropout_key) &&
-                engine_flag("return_lse", arguments[21], &with_lse) && engine_outputs(&e, arguments[22], with_lse ? 4 : 2, &j) && engine_run(&e, &j);
+                take_relative_tangent(&e, arguments[22], &j) &&
+                engine_dropout(arguments[7], arguments[19], &j.forward.dropout_p, j.forward.dropout_key) &&
+                engine_flag("return_lse", arguments[23], &with_lse) && engine_outputs(&e, arguments[24], with_lse ? 4 : 2, &j) && engine_run(&e, &j);
     return engine_close(&e, done);
 }
 

@@ -24,11 +24,13 @@
 static const struct engine_function varlen = {
     .name = "varlen_attention",
     .signature = "(l,h,d),(s,g,d),(s,g,e),(n),(n)->(l,h,e)",
-    .arguments = 16,
+    .arguments = 17,
     .instead = "its data",
     .packed = true,
     .kernel = offsetof(struct attn_kernels, varlen),
-    .operands = {PACKED_OPERANDS(0), SEQUENCE_OPERANDS(8)},
+    .operands = {PACKED_OPERANDS(0),
+                 SEQUENCE_OPERANDS(8),
+                 {"relative_bias", ENGINE_BY_DISTANCE, 13, "hlt", 0, VARLEN(forward.relative_bias), .later = true}},
     .outputs = {{"output", "lhe", false, VARLEN(forward.output)}, {"lse", "hl.", true, VARLEN(forward.lse)}},
 };
 
@@ -133,17 +135,20 @@ bind_sequences(struct engine *e, PyObject *queries, PyObject *keys, struct attn_
     return reserve_table(e, v);
 }
 
-/* Operands of which each sequence may have its own: their one batch axis is that of the sequences. */
+/* Operands of which each sequence may have its own: their one batch axis is that of the sequences. One with an axis of queries has all T. */
 static bool
 take_by_sequence(struct engine *e, PyObject *const *arguments, struct attn_varlen *v)
 {
+    const int64_t longest_query = *engine_size(e, 'l');
     bool taken = true;
     e->batch_ndim = 1;
     e->batch_shape[0] = v->sequences;
+    *engine_size(e, 'l') = v->query_rows;
     for (const struct engine_operand *operand = e->function->operands; taken && operand->kind != ENGINE_NONE; operand++)
         if (operand->later && arguments[operand->argument] != Py_None)
             taken = engine_take(e, operand, arguments[operand->argument], (struct attn_tensor *)((char *)v + operand->tensor));
     e->batch_ndim = 0;
+    *engine_size(e, 'l') = longest_query;
     return taken;
 }
 
@@ -174,8 +179,8 @@ call_varlen(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     bool with_lse = false;
     (void)module;
     bool done = engine_open(&e, &varlen, arguments, n, &v) && bind_varlen(&e, arguments, arguments + 3, &v) &&
-                engine_dropout(arguments[5], arguments[13], &a->dropout_p, a->dropout_key) && engine_flag("return_lse", arguments[14], &with_lse) &&
-                engine_outputs(&e, arguments[15], with_lse ? 2 : 1, &v);
+                engine_dropout(arguments[5], arguments[14], &a->dropout_p, a->dropout_key) && engine_flag("return_lse", arguments[15], &with_lse) &&
+                engine_outputs(&e, arguments[16], with_lse ? 2 : 1, &v);
     if (done)
         swap_axes(&a->output);
     return engine_close(&e, done && engine_run(&e, &v));
@@ -207,6 +212,7 @@ call_varlen_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     v.backward.of_weights = false;
+    a->relative_bias.data = NULL;
     bool done = engine_open(&e, &varlen_backward, arguments, n, &v) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;

@@ -18,13 +18,14 @@
 #include "../isa/isa.h"
 #include "../kernels/attention.h"
 
-enum { ENGINE_OPERANDS = 16, ENGINE_OUTPUTS = 8, ENGINE_HELD = 40, ENGINE_NAMES = 26 };
+enum { ENGINE_OPERANDS = 24, ENGINE_OUTPUTS = 8, ENGINE_HELD = 56, ENGINE_NAMES = 26 };
 
 enum engine_kind {
     ENGINE_NONE,
     ENGINE_DATA,    /* decides the dtype and, with the others of its kind, the batch shape; read in place */
     ENGINE_MASK,    /* bool or floating, broadcasts to batch and core axes; read in place */
     ENGINE_ADDED,   /* floating, broadcasts likewise; read in place, integers and bools as float64 */
+    ENGINE_BY_DISTANCE, /* likewise, but its last axis has a size of its own, which is odd: that of the letter there */
     ENGINE_PER_HEAD, /* numbers, converted to the type computed in; the core axis must fit */
     ENGINE_LENGTHS, /* integers 0 ... size of `bound`, broadcast to the batch axes; copied, so that they cannot change after the check */
     ENGINE_OFFSETS, /* any integers, likewise */

@@ -115,7 +115,7 @@ take_mask(struct engine *e, const struct engine_operand *operand, PyObject *obje
     PyArrayObject *array = engine_array(e, operand->name, object);
     if (!array)
         return false;
-    if (operand->kind == ENGINE_ADDED) {
+    if (operand->kind != ENGINE_MASK) {
         if (!(array = engine_numbers(e, operand->name, array)))
             return false;
     } else if (!engine_stored_type(array, &type)) {
@@ -124,10 +124,15 @@ take_mask(struct engine *e, const struct engine_operand *operand, PyObject *obje
                      advice);
         return false;
     }
+    if (operand->kind == ENGINE_BY_DISTANCE) {
+        if (PyArray_NDIM(array) == 0 || PyArray_DIM(array, PyArray_NDIM(array) - 1) % 2 == 0)
+            return engine_shape_error(operand->name, array, "its last axis must be 2K + 1, one number for each distance from -K to K");
+        *engine_size(e, operand->core[2]) = PyArray_DIM(array, PyArray_NDIM(array) - 1);
+    }
     if (!engine_broadcast(e, operand, array, tensor))
         return false;
     e->operand[operand - e->function->operands] = e->input[e->inputs++] = array;
-    return operand->kind == ENGINE_ADDED || e->function->follows || engine_warn_of_zeros_and_ones(operand->name, array);
+    return operand->kind != ENGINE_MASK || e->function->follows || engine_warn_of_zeros_and_ones(operand->name, array);
 }
 
 static bool
@@ -236,6 +241,7 @@ engine_take(struct engine *e, const struct engine_operand *operand, PyObject *ob
     switch (operand->kind) {
     case ENGINE_MASK:
     case ENGINE_ADDED:
+    case ENGINE_BY_DISTANCE:
         return take_mask(e, operand, object, tensor);
     case ENGINE_PER_HEAD:
         return take_per_head(e, operand, object, tensor);

@@ -15,6 +15,7 @@
 #include "attention_tiles.inc.h"
 #include "attention_rows.inc.h"
 #include "attention_visible.inc.h"
+#include "attention_distance.inc.h"
 #include "attention_source.inc.h"
 #include "attention_terms.inc.h"
 #include "attention_dropout.inc.h"

@@ -1,6 +1,7 @@
 /* attention: softmax attention, row by row, without the L x S array.
  *
  * Computes   s_ij = scale q_i . k_j, softcapped: softcap tanh(s / softcap), + bias_ij + attn_mask_ij - slope_h |i + offset - j|
+ *            + relative_bias[h, i, clip(j - i - offset, -K, K) + K]
  *            P_ij = exp(s_ij - m_i) / l_i over the visible j, l_i = sum_j exp(s_ij - m_i) + exp(sink_h - m_i)
  *            scaled_dot_product_attention:  O_i = sum_j dropout(P_ij) v_j,  lse_i = m_i + ln l_i
  *            attention_weights:             P_ij for the chosen rows i
@@ -10,6 +11,7 @@
  *            paged_attention, attention_with_cache: O_i and lse_i of keys and values that are stored in pages, or as int8 with a scale for each row
  * Given      query (B.., H, L, E), key (B.., G, S, E), value (B.., G, S, D); query head h reads head h / group
  *            attn_mask, bias (B.., H, L, S): ATTN_BOOL (true: visible) or floating (added; -inf hides); strides 0 where broadcast
+ *            relative_bias (B.., H, L or 1, 2K + 1): floating, -inf hides, 2K + 1 = relative_span; strides 0 where broadcast
  *            block_mask: hides what is not in its tiles, besides; it does not follow lengths or offsets
  *            alibi_slopes, sinks (B.., H) in REAL, native, strides free;  causal_offset, query_lengths, kv_lengths (B..) ATTN_INT64, native
  *            rows (row_count) ATTN_INT64 native, in 0 ... L-1, stride `row`: the query rows of attention_weights; absent: all, row_count = L
@@ -25,7 +27,8 @@
  * Accuracy   |O - exact| <= u (8 + 2 r_n + 2 (r_d + 3) S_i) A_i with r_d = E, r_n = 64 + ceil(S / 64);
  *            the worst ratios seen are in tests/accuracy.json.
  * Source     Vaswani et al. 2017 (arXiv 1706.03762), equation 1; Dao 2023 (arXiv 2307.08691), algorithm 1; Milakov, Gimelshein 2018
- *            (arXiv 1805.02867) for merging; Press et al. 2022 (arXiv 2108.12409) for ALiBi; Salmon et al. 2011 (Threefry-4x32-20) for dropout. */
+ *            (arXiv 1805.02867) for merging; Press et al. 2022 (arXiv 2108.12409) for ALiBi; Raffel et al. 2020 (arXiv
+ *            1910.10683) for a bias that depends on the distance; Salmon et al. 2011 (Threefry-4x32-20) for dropout. */
 #ifndef ATTN_ATTENTION_H
 #define ATTN_ATTENTION_H
 
@@ -50,6 +53,8 @@ struct attn_attention {
     int64_t query_length, key_length, head_dim, value_dim; /* L, S, E, D */
     struct attn_tensor query, key, value;
     struct attn_tensor attn_mask, bias, alibi_slopes, sinks;
+    struct attn_tensor relative_bias;
+    int64_t relative_span; /* entries of a row of relative_bias: odd */
     struct attn_tensor causal_offset, query_lengths, kv_lengths;
     struct attn_tensor rows;
     struct attn_tensor output, lse;
@@ -64,7 +69,7 @@ struct attn_attention {
     uint32_t dropout_key[4];
     int64_t first_batch; /* the number that dropout gives batch element 0 */
     struct attn_block_mask block_mask;
-    /* Room is left here for relative_bias and rotary (positions). */
+    /* Room is left here for rotary (positions). */
 };
 
 /* parts (n) partial results of the same rows. outputs: `parts` tensors (B.., rows, D) with their lses (B.., rows); all of one type. */

@@ -181,6 +181,8 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
                 s = saturating_sum(s, v_load(w->additive[n] + h * ATTN_BLOCK + t));
         if (a->alibi_slopes.data)
             s = saturating_sum(s, key_alibi(rows->slope[h], rows->position[h] - (first + t)));
+        if (a->relative_bias.data)
+            s = saturating_sum(s, v_load(w->additive[2] + h * ATTN_BLOCK + t));
         v_store(score + t, v_select(v_lane_bits(seen >> t), s, v_splat(-REAL_INFINITY)));
     }
 }

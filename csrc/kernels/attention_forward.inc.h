@@ -82,7 +82,7 @@ struct workplace {
     REAL *staging;      /* 64 rows of max(E, D), whole vectors */
     REAL *block;        /* key_block_load */
     REAL *scores;       /* [64 keys][64 lanes] */
-    REAL *additive[2];  /* bias and float attn_mask, [64 lanes][64 keys] */
+    REAL *additive[3];  /* bias, float attn_mask and relative_bias, [64 lanes][64 keys] */
     uint64_t seen[ATTN_BLOCK];
     int from, keys;     /* of the key block: what `seen` and `additive` are about */
     enum attn_sight sight;
@@ -94,7 +94,7 @@ workplace_bytes(int64_t head_dim, int64_t value_dim)
 {
     size_t pitch = (size_t)attn_max(head_dim, value_dim) + VECTOR_BYTES / sizeof(REAL);
     return attn_round_up(sizeof(struct workplace)) + attn_round_up(pitch * ATTN_BLOCK * sizeof(REAL)) + key_block_bytes(head_dim, value_dim) +
-           3 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
+           4 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
 }
 
 /* Lays a workplace out at the front of a thread's scratch; what follows it is left to the row blocks. */
@@ -108,6 +108,7 @@ workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
     w->scores = (REAL *)((char *)w->block + key_block_bytes(head_dim, value_dim));
     w->additive[0] = w->scores + ATTN_BLOCK * ATTN_BLOCK;
     w->additive[1] = w->additive[0] + ATTN_BLOCK * ATTN_BLOCK;
+    w->additive[2] = w->additive[1] + ATTN_BLOCK * ATTN_BLOCK;
     return w;
 }
 
@@ -121,7 +122,7 @@ is_added(const struct attn_tensor *t)
 ATTN_INLINE bool
 has_terms(const struct attn_attention *a)
 {
-    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data;
+    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data || a->relative_bias.data;
 }
 
 /* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */
@@ -138,13 +139,15 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
     enum attn_sight tiles = a->block_mask.indptr ? tiles_sight(rows, from, end) : ATTN_FULL;
     if (tiles == ATTN_HIDDEN)
         return w->sight = ATTN_HIDDEN;
-    bool dense = a->attn_mask.data || a->bias.data || tiles == ATTN_PARTIAL;
+    bool dense = a->attn_mask.data || a->bias.data || a->relative_bias.data || tiles == ATTN_PARTIAL;
     if (!dense && from >= rows->all_first && end <= rows->all_end)
         return w->sight = ATTN_FULL;
     memset(w->seen, 0xff, sizeof w->seen);
     for (int n = 0; n < 2; n++)
         if (is_added(additive[n]))
             additive_tile(additive[n], scalar_at(a, additive[n], batch, 0), rows, from, w->keys, w->additive[n], w->seen);
+    if (a->relative_bias.data)
+        relative_tile(a, batch, rows, from, w->keys, w->additive[2], w->seen);
     w->sight = visible_lanes(a, batch, rows, from, w->keys, w->seen);
     if (w->sight == ATTN_PARTIAL && by_key) {
         for (int lane = rows->count; lane < ATTN_BLOCK; lane++)
@@ -189,6 +192,8 @@ segment_terms(const struct attn_attention *a, const struct row_block *rows, cons
             add_tile(s, w->additive[n]);
     if (a->alibi_slopes.data)
         add_alibi(rows, s, block->first + w->from + s->from);
+    if (a->relative_bias.data)
+        add_tile(s, w->additive[2]);
     hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
 }
 

@@ -23,7 +23,7 @@
 struct attn_attention_jvp {
     struct attn_attention forward;
     struct attn_tensor query_tangent, key_tangent, value_tangent;
-    struct attn_tensor bias_tangent, sinks_tangent;
+    struct attn_tensor bias_tangent, sinks_tangent, relative_bias_tangent;
     struct attn_tensor output_tangent, lse_tangent;
 };
 

@@ -86,12 +86,14 @@ tangent_attend(const struct attn_attention_jvp *j, int64_t batch, struct tangent
     if (tile_sight(a, batch, &r->rows, &b->block, true, p->w) == ATTN_HIDDEN)
         return;
     for (int lane = 0; j->bias_tangent.data && lane < r->rows.count; lane++) {
-        REAL *row = p->additive + lane * ATTN_BLOCK;
+        REAL *row = p->additive[0] + lane * ATTN_BLOCK;
         const char *data = lane_operand(&j->bias_tangent, scalar_at(a, &j->bias_tangent, batch, 0), &r->rows, lane, b->block.first + p->w->from);
         const REAL *from = additive_row(&j->bias_tangent, data, p->w->keys, row);
         if (from != row)
             memcpy(row, from, ATTN_BLOCK * sizeof(REAL));
     }
+    if (j->relative_bias_tangent.data)
+        relative_rows(a, &j->relative_bias_tangent, batch, &r->rows, b->block.first + p->w->from, p->w->keys, p->additive[1]);
     for (struct segment s = {0}; next_segment(&r->rows, p->w, a->head_dim, &s);)
         tangent_segment(j, batch, r, b, p, &s);
 }

@@ -22,7 +22,7 @@
 static inline bool
 attn_scores_move(const struct attn_attention_jvp *j)
 {
-    return j->query_tangent.data || j->key_tangent.data || j->bias_tangent.data;
+    return j->query_tangent.data || j->key_tangent.data || j->bias_tangent.data || j->relative_bias_tangent.data;
 }
 #endif
 
@@ -50,7 +50,7 @@ struct tangent_place {
     REAL *block;    /* of tangent_block_load */
     REAL *first;    /* [64 keys][64 lanes]: dq . k, then ds, then e (ds - c) */
     REAL *second;   /* q . dk */
-    REAL *additive; /* bias_tangent, [64 lanes][64 keys] */
+    REAL *additive[2]; /* bias_tangent and relative_bias_tangent, [64 lanes][64 keys] */
 };
 
 ATTN_INLINE size_t
@@ -63,7 +63,7 @@ ATTN_INLINE size_t
 tangent_place_bytes(int64_t head_dim, int64_t value_dim)
 {
     return attn_round_up(sizeof(struct tangent_place)) + workplace_bytes(head_dim, value_dim) + key_block_bytes(head_dim, value_dim) +
-           3 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
+           4 * ATTN_BLOCK * ATTN_BLOCK * sizeof(REAL);
 }
 
 ATTN_INLINE struct tangent_place *
@@ -76,7 +76,8 @@ tangent_place_open(char *memory, int64_t head_dim, int64_t value_dim)
     p->block = (REAL *)memory;
     p->first = (REAL *)(memory + key_block_bytes(head_dim, value_dim));
     p->second = p->first + ATTN_BLOCK * ATTN_BLOCK;
-    p->additive = p->second + ATTN_BLOCK * ATTN_BLOCK;
+    p->additive[0] = p->second + ATTN_BLOCK * ATTN_BLOCK;
+    p->additive[1] = p->additive[0] + ATTN_BLOCK * ATTN_BLOCK;
     return p;
 }
 
@@ -180,7 +181,9 @@ tangent_products(const struct attn_attention_jvp *j, int64_t batch, const struct
             for (int i = 0; i < s->nv; i++)
                 v_store(first.scores + t * s->width + i * LANES, (vreal){0});
     if (j->bias_tangent.data)
-        add_tile(&first, p->additive);
+        add_tile(&first, p->additive[0]);
+    if (j->relative_bias_tangent.data)
+        add_tile(&first, p->additive[1]);
 }
 
 /* Of one vector of lanes: the mean of ds over the keys of a segment; NaN where it sees none. */

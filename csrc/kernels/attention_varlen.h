@@ -4,8 +4,8 @@
  *            key_starts[n + 1] - 1 of (T', G, E), what attention.h and attention_backward.h say, with its own L and S
  * Given      backward: the operands of attention_backward.h without batch axes: `row` strides run along T or T', `head` strides along H or G;
  *            attn_mask, bias, lengths, rows, their gradients, and what accumulates in grad_query are absent; query_length and key_length are the
- *            longest of the sequences. causal_offset (N), alibi_slopes and sinks (N, H), and the gradients of the latter two: batch[0] is their
- *            stride along the sequences, 0 where all share one. varlen_attention reads `forward` alone.
+ *            longest of the sequences. causal_offset (N), alibi_slopes and sinks (N, H), the gradients of the latter two, and relative_bias
+ *            (N, H, T or 1, 2K + 1): batch[0] is their stride along the sequences, 0 where all share one. varlen_attention reads `forward` alone.
  *            query_starts, key_starts (N + 1): begin at 0, do not decrease, end at most at query_rows and key_rows, which are T and T'
  *            table: with room for N + 2 items and workspaces; plan fills it
  * Returns    output (T, H, D), lse (H, T); gradients as in attention_backward.h. Rows past the last sequence: output and gradients 0, lse -inf.

@@ -69,8 +69,11 @@ attn_varlen_place(const struct attn_varlen *v, int64_t n, struct attn_attention_
     attn_move(&one->causal_offset, &a->causal_offset, n, a->causal_offset.batch[0]);
     attn_move(&one->alibi_slopes, &a->alibi_slopes, n, a->alibi_slopes.batch[0]);
     attn_move(&one->sinks, &a->sinks, n, a->sinks.batch[0]);
+    attn_move(&one->relative_bias, &a->relative_bias, n, a->relative_bias.batch[0]);
     if (n >= N)
-        one->causal_offset.data = one->alibi_slopes.data = one->sinks.data = NULL;
+        one->causal_offset.data = one->alibi_slopes.data = one->sinks.data = one->relative_bias.data = NULL;
+    if (one->relative_bias.data)
+        one->relative_bias.data += query * a->relative_bias.row;
 }
 
 /* The same for the backward pass. */
