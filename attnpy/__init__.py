@@ -24,6 +24,8 @@ from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._masks_longformer import longformer_attention
+from ._positions_alibi import alibi_bias, alibi_slopes
+from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
@@ -58,6 +60,12 @@ __all__ = [  # noqa: RUF022, by family
     "KVCache",
     "attention_with_cache",
     "paged_attention",
+    # positions
+    "alibi_slopes",
+    "alibi_bias",
+    "relative_position_bucket",
+    "t5_relative_bias",
+    "t5_relative_bias_backward",
     # softmax
     "softmax",
     "log_softmax",

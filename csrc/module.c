@@ -5,10 +5,18 @@
 #include "core/pool.h"
 
 static const struct family *const families[] = {
-    &attn_attention_family, &attn_cache_family,   &attn_backward_family,
-    &attn_jvp_family,       &attn_merge_family,   &attn_merge_backward_family,
-    &attn_probe_family,     &attn_softmax_family, &attn_softmax_backward_family,
-    &attn_thread_family,    &attn_varlen_family,
+    &attn_attention_family,
+    &attn_cache_family,
+    &attn_backward_family,
+    &attn_jvp_family,
+    &attn_merge_family,
+    &attn_merge_backward_family,
+    &attn_positions_relative_family,
+    &attn_probe_family,
+    &attn_softmax_family,
+    &attn_softmax_backward_family,
+    &attn_thread_family,
+    &attn_varlen_family,
 };
 
 enum { FAMILIES = sizeof families / sizeof *families };

@@ -67,3 +67,14 @@ class Row(NamedTuple):
 
 def named(shape, dtype, option, seed):
     return f"shape {shape} {dtype} option {option} seed {seed}"
+
+
+def with_holes(rng, x, share=0.2):
+    return np.where(rng.random(x.shape) < share, -np.inf, x).astype(x.dtype)
+
+
+def all_of(hidden, shape):
+    """An element of a broadcast operand is hidden where it is hidden in all its places."""
+    extra = hidden.ndim - len(shape)
+    hidden = hidden.all(tuple(range(extra)))
+    return hidden.all(tuple(n for n, size in enumerate(shape) if size == 1 and hidden.shape[n] != 1), keepdims=True)

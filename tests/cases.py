@@ -7,6 +7,7 @@ import inspect
 from typing import NamedTuple
 
 import bounds
+import bounds_positions_relative
 import bounds_varlen
 import cases_masks
 import masks
@@ -17,7 +18,7 @@ import refusals
 import refusals_cache
 import refusals_masks
 import refusals_varlen
-from calls import DTYPES, Call, Row, named
+from calls import DTYPES, Call, Row, all_of, named, with_holes
 from cases_backward import gradient_of
 from cases_cache import (
     CACHE_OPTIONS,
@@ -29,15 +30,19 @@ from cases_cache import (
     cached,
     paged,
 )
+from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
+from cases_positions_relative import POSITIONS_RELATIVE
 from cases_softmax import softmax_backward, softmax_row
 from cases_varlen import varlen_backward_row, varlen_row
 
 import attnpy
 
+BOUNDS = (bounds, bounds_varlen, bounds_positions_relative)
+
 
 def check(call, got, note="", ratchet=True):
     """The accuracy rule, for all results of a call."""
-    room = bounds if hasattr(bounds, call.function) else bounds_varlen
+    room = next(room for room in BOUNDS if hasattr(room, call.function))
     expected = getattr(room, call.function)(oracle.spelt_out(call.arguments))
     assert len(got) == len(expected), f"{call.function} {call.label}: {len(got)} results, wanted {len(expected)}"
     for result, what in zip(got, expected, strict=True):
@@ -103,10 +108,6 @@ def _lengths(rng, most, batch):
     return rng.integers(0, most + 1, batch)
 
 
-def _with_holes(rng, x, share=0.2):
-    return np.where(rng.random(x.shape) < share, -np.inf, x).astype(x.dtype)
-
-
 def attention_options(option, size, rng, real):
     """The keyword arguments of one option."""
     batch, H, _, L, S, E, _ = size
@@ -127,9 +128,9 @@ def attention_options(option, size, rng, real):
     if option == "key_mask":
         given["attn_mask"] = rng.random((*batch, 1, 1, S)) < 0.6
     if option == "float_mask":
-        given["attn_mask"] = _with_holes(rng, rng.normal(size=(L, S)).astype(real))
+        given["attn_mask"] = with_holes(rng, rng.normal(size=(L, S)).astype(real))
     if option in ("bias", "together"):
-        given["bias"] = _with_holes(rng, 2 * rng.normal(size=(*batch, 1, L, S)).astype(real), 0.05)
+        given["bias"] = with_holes(rng, 2 * rng.normal(size=(*batch, 1, L, S)).astype(real), 0.05)
     if option in ("softcap", "together"):
         given["softcap"] = 1.5
     if option in ("alibi", "together"):
@@ -190,17 +191,10 @@ def _jvp(size, dtype, option="plain", seed=0):
     for operand in ("query", "key", "value"):
         x = arguments[f"{operand}_tangent"]
         if operand in hidden and x is not None:
-            hidden[f"{operand}_tangent"] = _all_of(hidden[operand], x.shape)
+            hidden[f"{operand}_tangent"] = all_of(hidden[operand], x.shape)
     if "bias" in arguments and hidden:
-        hidden["bias_tangent"] = _all_of(~oracle.visible_keys(arguments), arguments["bias"].shape)
+        hidden["bias_tangent"] = all_of(~oracle.visible_keys(arguments), arguments["bias"].shape)
     return Call(name, arguments | {"return_lse": True}, named(size, dtype, option, seed), hidden)
-
-
-def _all_of(hidden, shape):
-    """An element of a broadcast operand is hidden where it is hidden in all its places."""
-    extra = hidden.ndim - len(shape)
-    hidden = hidden.all(tuple(range(extra)))
-    return hidden.all(tuple(n for n, size in enumerate(shape) if size == 1 and hidden.shape[n] != 1), keepdims=True)
 
 
 def attention_hidden(arguments):
@@ -218,12 +212,12 @@ def attention_hidden(arguments):
     for name, seen in (("query", visible.any(-1)), ("key", by_group), ("value", by_group)):
         if name in arguments:
             x = arguments[name]
-            hidden[name] = np.broadcast_to(_all_of(~seen, x.shape[:-1])[..., None], x.shape)
+            hidden[name] = np.broadcast_to(all_of(~seen, x.shape[:-1])[..., None], x.shape)
     for name in oracle.ADDITIVE:
         mask = oracle.spelt_out(arguments).get(name)
         if mask is not None and mask.dtype != bool:
             others = oracle.visible_keys({k: v for k, v in arguments.items() if k != name}) & rows[:, None]
-            hidden[name] = _all_of(~others, mask.shape)
+            hidden[name] = all_of(~others, mask.shape)
     return hidden
 
 
@@ -244,56 +238,6 @@ GRADIENT_HEAVY = [
     (Size((3,), 2, 1, 129, 200, 8, 8), "broadcast"),
     (Size((2,), 2, 1, 257, 200, 8, 8), "blocks"),
 ]
-
-
-# --- merging and dropout
-
-MERGE_SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 3, 17, 65), (2, 7, 129, 4), (4, 0, 3, 2), (2, 3, 5, 0), (33, 2, 3, 16)]
-
-DROPOUT_SHAPES = [(1, 1), (3, 301), (2, 3, 7, 129), (0, 3, 2), (2, 3, 0)]
-
-
-def _merge(shape, dtype, option="plain", seed=0):
-    """(parts, ..., rows, D)"""
-    rng = np.random.default_rng([seed, *shape])
-    lses = (3 * rng.normal(size=shape[:-1])).astype(np.float64 if dtype == "float64" else np.float32)
-    if option == "empty_parts":
-        lses = _with_holes(rng, lses, 0.4)
-        lses[:, ..., :1] = -np.inf
-    outputs = rng.normal(size=shape).astype(DTYPES[dtype])
-    hidden = np.broadcast_to((lses == -np.inf)[..., None], shape)
-    return Call(
-        "merge_attention", {"outputs": outputs, "lses": lses}, named(shape, dtype, option, seed), {"outputs": hidden}
-    )
-
-
-def _merge_backward(shape, dtype, option="plain", seed=0):
-    """broadcast: outputs that batch elements share, beside log-sum-exps that they do not."""
-    call = _merge(shape, dtype, option, seed)
-    outputs, lses = call.arguments["outputs"], call.arguments["lses"]
-    rng, real = np.random.default_rng([seed, 1, *shape]), outputs.dtype
-    outputs = outputs[:, :1] if option == "broadcast" and outputs.size else outputs
-    output, lse = attnpy.reference.merge_attention(list(outputs), list(lses))
-    arguments = {
-        "grad_output": rng.normal(size=shape[1:]).astype(real), "outputs": outputs, "lses": lses,
-        "output": output.astype(real), "lse": lse.astype(lses.dtype),
-    }  # fmt: skip
-    if option == "grad_lse":
-        arguments["grad_lse"] = rng.normal(size=lse.shape).astype(lses.dtype)
-    nothing = (lses == -np.inf).all(0)
-    hidden = {"outputs": _all_of(call.hidden["outputs"], outputs.shape), "lse": nothing}
-    hidden |= {name: np.broadcast_to(nothing[..., None], shape[1:]) for name in ("grad_output", "output")}
-    return Call("merge_attention_backward", arguments, call.label, hidden)
-
-
-def _dropout(shape, dtype, option="plain", seed=0):
-    given = {
-        "shape": shape,
-        "dropout_p": 0.25 if option == "plain" else 0.9,
-        "key": attnpy.DropoutKey([1, 2, 3, seed]),
-        "dtype": DTYPES.get(dtype, bool),
-    }
-    return Call("dropout_mask", given, named(shape, dtype, option, seed))
 
 
 def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
@@ -333,14 +277,14 @@ CASES = {
         cached, CACHED_SHAPES, CACHE_OPTIONS, heavy=CACHED_HEAVY, refused=refusals_cache.WITH_CACHE
     ),
     "merge_attention": Row(
-        _merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
+        merge, MERGE_SHAPES, ("plain", "empty_parts"), heavy=[((5, 6, 257, 64), "plain")], refused=refusals.MERGE
     ),
     "merge_attention_backward": Row(
-        _merge_backward, MERGE_SHAPES, ("plain", "empty_parts", "grad_lse", "broadcast"),
+        merge_backward, MERGE_SHAPES, ("plain", "empty_parts", "grad_lse", "broadcast"),
         heavy=[((5, 6, 257, 64), "plain"), ((5, 6, 257, 64), "broadcast")], refused=refusals.MERGE_BACKWARD,
     ),
     "dropout_mask": Row(
-        _dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],
+        dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],
         outs=False, refused=refusals.DROPOUT_MASK,
     ),
     "softmax": softmax_row("softmax", refusals.SOFTMAX),
@@ -370,6 +314,7 @@ CASES = {
     "BlockMask.lengths": Row(refused=refusals_masks.LENGTHS),
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),
+    **POSITIONS_RELATIVE,
     "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),
     "set_num_threads": Row(refused=refusals.NUM_THREADS),
     "num_threads": Row(refused=refusals.ENTERED),

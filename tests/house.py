@@ -8,7 +8,8 @@ FLOORS = ("core", "kernels", "isa", "bindings")  # and module.c above them: incl
 PYTHON_AND_NUMPY = re.compile(r"#\s*include\s*[<\"](Python\.h|numpy/)|\bPy_?[A-Z]\w+\s*\(|\bPyObject\b|\bnpy_\w+")
 HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
 
-FAMILIES = ("softmax", "attention", "masks")
+FAMILIES = ("softmax", "attention", "masks", "positions")
+PARTED = ("positions",)  # families of several parts, which have no place in common: FAMILY_part on every floor
 WITHOUT_KERNELS = ("masks",)  # what kernels of other families are given
 MODULES = ("reference", "plot", "integrations")  # public names that are modules
 # What families there are besides: stems of one floor or two, which compute nothing that a user calls.
@@ -293,25 +294,24 @@ def packages_are_installed(root):
 
 
 def every_function_has_a_test_row(root):
-    rows = set()
-    for node in tree(root / "tests" / "cases.py").body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CASES":
-            rows = {key.value for key in node.value.keys}
+    tables = {  # name → its keys, and the names of tables that it takes in
+        ast.unparse(node.targets[0]): [getattr(k, "value", ast.unparse(x)) for k, x in zip(made.keys, made.values)]
+        for path in (root / "tests").glob("cases*.py")
+        for node in tree(path).body
+        if isinstance(node, ast.Assign) and isinstance(made := node.value, ast.Dict)
+    }
+    rows = {row for name in tables.get("CASES", []) for row in tables.get(name, [name])}
     for name in sorted(set(public_definitions(root)) ^ rows):
         yield f"tests/cases.py: {name} is public without a row, or has a row without being public"
 
 
 def every_function_has_a_benchmark(root):
-    named = set()
-    for path in sorted((root / "benchmarks").glob("bench_*.py")):
-        for node in ast.walk(tree(path)):
-            if (
-                isinstance(node, ast.Call)
-                and getattr(node.func, "id", "") == "Row"
-                and node.args
-                and isinstance(node.args[0], ast.Constant)
-            ):
-                named.add(node.args[0].value)
+    named = {
+        ast.unparse(node.args[0]).strip("'")
+        for path in sorted((root / "benchmarks").glob("bench_*.py"))
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Row" and node.args
+    }
     for name in public_definitions(root):
         if name not in named and name not in WITHOUT_BENCHMARK:
             yield f"benchmarks/bench_*.py: no row measures {name}"
@@ -329,9 +329,10 @@ def every_function_is_in_the_readme(root):
 def stems_agree(root):
     """A family has its place on every floor, and nothing stands there without a family."""
     for family in FAMILIES:
+        part = "_*" if family in PARTED else ""
         places = {
-            f"csrc/kernels/{family}.h": 1, f"csrc/kernels/{family}*.inc.h": 1, f"csrc/bindings/{family}*.c": 1,
-            f"attnpy/_{family}.py": 1, f"attnpy/reference/_{family}.py": 1,
+            f"csrc/kernels/{family}{part}.h": 1, f"csrc/kernels/{family}*.inc.h": 1, f"csrc/bindings/{family}*.c": 1,
+            f"attnpy/_{family}{part}.py": 1, f"attnpy/reference/_{family}{part}.py": 1,
             f"tests/test_{family}*.py": 1, f"benchmarks/bench_{family}.py": 1,
         }  # fmt: skip
         for place in places:

@@ -132,7 +132,7 @@ def outs_like(results, place):
     outs = []
     for result in results:
         out = place(np.asarray(result))
-        out[...] = True if out.dtype == bool else np.nan
+        out[...] = np.nan if out.dtype.kind in "fV" else 99 if out.dtype.kind == "i" else True
         outs.append(out)
     return outs[0] if len(outs) == 1 else tuple(outs)
 
@@ -257,7 +257,7 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
-    if name in ("x", "where"):
+    if name in ("x", "where", "slopes"):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":
         return 0 if call.function == "logsumexp_backward" else 1
@@ -267,7 +267,7 @@ def _core_axes(call, name):
         return 2
     if name in ("alibi_slopes", "sinks", "block_table"):
         return 1
-    return 0 if name in ("query_lengths", "kv_lengths", "causal_offset") else call.arguments[name].ndim
+    return 0 if name in ("query_lengths", "kv_lengths", "causal_offset", "offset") else call.arguments[name].ndim
 
 
 # --- refused input

@@ -93,7 +93,9 @@ def test_see_also_leads_somewhere(name):
 @pytest.mark.parametrize("name", reference.__all__)
 def test_references_state_equation_and_shapes(name):
     text = getattr(reference, name).__doc__
-    assert re.search(r"\((\.\.\.|T), ", text) and any(sign in text for sign in ("=", "sum_i", "1 / (1 - p)", "P_ij"))
+    assert re.search(r"\((\.\.\.|[TH]|num_buckets)[,)]", text) and any(
+        sign in text for sign in ("=", "sum_i", "1 / (1 - p)", "P_ij")
+    )
 
 
 def run_readme(word):

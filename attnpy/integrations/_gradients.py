@@ -214,6 +214,22 @@ def _logsumexp_backward(arguments, needed, gradients, places):
     return {0: attnpy.logsumexp_backward(gradients[0], x, needed[0], axis, where=where, keepdims=keepdims)}
 
 
+# --- positions: a table of buckets to the columns of a bias, which is linear
+
+
+def _t5(arguments):
+    return (_core.t5_relative_bias(*arguments),), ()
+
+
+def _t5_backward(arguments, needed, gradients, places):
+    table, buckets, _ = arguments
+    return {0: _core.t5_relative_bias_backward(gradients[0], table, buckets, None)}
+
+
+def _t5_jvp(arguments, needed, tangents):
+    return (_core.t5_relative_bias(tangents[0], arguments[1], None),)
+
+
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
     "scaled_dot_product_attention": Rule(
@@ -228,6 +244,9 @@ RULES = {
         _merge,
         _merge_backward,
         sequences=2,
+    ),
+    "t5_relative_bias": Rule(
+        ("table", "buckets", "out"), frozenset({"table"}), _t5, _t5_backward, _t5_jvp, needs_results=False
     ),
     "softmax": Rule(SOFTMAX, frozenset({"x"}), _softmax, _softmax_backward, _softmax_jvp),
     "log_softmax": Rule(SOFTMAX, frozenset({"x"}), _log_softmax, _log_softmax_backward),

@@ -18,6 +18,8 @@ from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._masks import BlockMask
 from ._masks_longformer import longformer_attention
+from ._positions_alibi import alibi_bias, alibi_slopes
+from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 
@@ -38,6 +40,11 @@ __all__ = [  # noqa: RUF022, by family
     "varlen_attention",
     "varlen_attention_backward",
     "longformer_attention",
+    "alibi_slopes",
+    "alibi_bias",
+    "relative_position_bucket",
+    "t5_relative_bias",
+    "t5_relative_bias_backward",
     "softmax",
     "log_softmax",
     "logsumexp",

@@ -5,6 +5,7 @@
 #include "../kernels/attention_jvp.h"
 #include "../kernels/attention_merge_backward.h"
 #include "../kernels/attention_varlen.h"
+#include "../kernels/positions_relative.h"
 #include "../kernels/positions_rotary.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"

@@ -18,6 +18,8 @@ struct attn_kernels {
     const struct attn_kernel *merge_attention[2];    /* struct attn_merge */
     const struct attn_kernel *merge_attention_backward[2]; /* attention_merge_backward.h: struct attn_merge_backward */
     const struct attn_kernel *dropout_mask[2];       /* struct attn_dropout */
+    const struct attn_kernel *alibi_bias[2];         /* positions_relative.h: struct attn_alibi */
+    const struct attn_kernel *buckets[2];            /* struct attn_buckets, both directions */
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
     double (*read)(const void *data, int64_t bytes);             /* probe.h */

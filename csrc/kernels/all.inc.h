@@ -19,6 +19,7 @@
 #include "attention_source.inc.h"
 #include "attention_terms.inc.h"
 #include "attention_dropout.inc.h"
+#include "positions_relative.inc.h"
 #include "attention_forward.inc.h"
 #include "attention_parts.inc.h"
 #include "attention_stored.inc.h"
