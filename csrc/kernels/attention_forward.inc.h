@@ -19,7 +19,6 @@
 #define segment_output SUFFIX(segment_output)
 #define attend_segment SUFFIX(attend_segment)
 #define attend SUFFIX(attend)
-#define is_added SUFFIX(is_added)
 #define has_terms SUFFIX(has_terms)
 #define rows_store SUFFIX(rows_store)
 #define rows_finish SUFFIX(rows_finish)
@@ -86,6 +85,7 @@ struct workplace {
     uint64_t seen[ATTN_BLOCK];
     int from, keys;     /* of the key block: what `seen` and `additive` are about */
     enum attn_sight sight;
+    struct distance_terms terms;
     bool first_use;     /* of the key block: its values are asked for while it is scored */
 };
 
@@ -112,13 +112,6 @@ workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
     return w;
 }
 
-/* Whether an operand is there to be added to the scores; a boolean mask only hides. */
-ATTN_INLINE bool
-is_added(const struct attn_tensor *t)
-{
-    return t->data && t->type != ATTN_BOOL;
-}
-
 ATTN_INLINE bool
 has_terms(const struct attn_attention *a)
 {
@@ -139,14 +132,17 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
     enum attn_sight tiles = a->block_mask.indptr ? tiles_sight(rows, from, end) : ATTN_FULL;
     if (tiles == ATTN_HIDDEN)
         return w->sight = ATTN_HIDDEN;
-    bool dense = a->attn_mask.data || a->bias.data || a->relative_bias.data || tiles == ATTN_PARTIAL;
+    if (a->alibi_slopes.data || a->relative_bias.data)
+        tile_diagonals(a, batch, rows, from, by_key, &w->terms);
+    bool by_row = a->relative_bias.data && !w->terms.on_diagonal[ATTN_RELATIVE];
+    bool dense = a->attn_mask.data || a->bias.data || by_row || tiles == ATTN_PARTIAL;
     if (!dense && from >= rows->all_first && end <= rows->all_end)
         return w->sight = ATTN_FULL;
     memset(w->seen, 0xff, sizeof w->seen);
     for (int n = 0; n < 2; n++)
         if (is_added(additive[n]))
             additive_tile(additive[n], scalar_at(a, additive[n], batch, 0), rows, from, w->keys, w->additive[n], w->seen);
-    if (a->relative_bias.data)
+    if (by_row)
         relative_tile(a, batch, rows, from, w->keys, w->additive[2], w->seen);
     w->sight = visible_lanes(a, batch, rows, from, w->keys, w->seen);
     if (w->sight == ATTN_PARTIAL && by_key) {
@@ -157,7 +153,7 @@ tile_sight(const struct attn_attention *a, int64_t batch, const struct row_block
     return w->sight;
 }
 
-/* The softcapped products of a segment. False: they are its scores, and top follows their maximum. */
+/* The softcapped products of a segment, with a fused diagonal. False: they are its scores, and top follows their maximum. */
 ATTN_INLINE bool
 segment_products(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct key_block *block,
                  const struct workplace *w, const struct segment *s, vreal *top)
@@ -165,13 +161,16 @@ segment_products(const struct attn_attention *a, int64_t batch, const struct row
     int first = w->from + s->from; /* within the key block */
     /* sum |q| sum |k| bounds every partial sum of every score; NaN and inf fail the comparison too. */
     bool risky = !(rows->query_abs * block->key_abs < REAL_MAX);
-    bool changed = risky || scales_scores(a) || w->sight == ATTN_PARTIAL || has_terms(a);
+    int fused = fused_diagonal(a, rows, block, &w->terms);
+    bool more = fused == ATTN_ALIBI ? a->relative_bias.data != NULL : fused < 0 && has_terms(a);
+    bool changed = risky || scales_scores(a) || w->sight == ATTN_PARTIAL || more;
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
         ignored[i] = top[i];
     const REAL *soon = w->first_use && block->value ? block->value + first * block->value_row : NULL;
+    const REAL *diagonal = fused < 0 ? NULL : diagonal_at(w->terms.diagonal[fused], s);
     group_scores(s->nv, s->query, s->width, block->key + first * block->key_row, block->key_row, a->head_dim, s->keys, soon, block->value_row,
-                 s->scores, changed ? ignored : top);
+                 diagonal, s->scores, changed ? ignored : top);
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (risky)
@@ -187,13 +186,22 @@ segment_terms(const struct attn_attention *a, const struct row_block *rows, cons
               const struct segment *s, vreal *top)
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
+    int fused = fused_diagonal(a, rows, block, &w->terms);
     for (int n = 0; n < 2; n++)
         if (is_added(additive[n]))
             add_tile(s, w->additive[n]);
-    if (a->alibi_slopes.data)
-        add_alibi(rows, s, block->first + w->from + s->from);
-    if (a->relative_bias.data)
-        add_tile(s, w->additive[2]);
+    if (a->alibi_slopes.data && fused != ATTN_ALIBI) {
+        if (w->terms.on_diagonal[ATTN_ALIBI])
+            add_diagonal(s, w->terms.diagonal[ATTN_ALIBI]);
+        else
+            add_alibi(rows, s, block->first + w->from + s->from);
+    }
+    if (a->relative_bias.data && fused != ATTN_RELATIVE) {
+        if (w->terms.on_diagonal[ATTN_RELATIVE])
+            add_diagonal(s, w->terms.diagonal[ATTN_RELATIVE]);
+        else
+            add_tile(s, w->additive[2]);
+    }
     hide_scores(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, top);
 }
 

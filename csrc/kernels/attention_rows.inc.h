@@ -76,6 +76,7 @@ struct row_block {
     int64_t position[ATTN_BLOCK];         /* i + offset */
     int64_t out_row[ATTN_BLOCK];          /* row of the output */
     struct attn_tile_row tiles;           /* of a block mask, */
+    bool consecutive;                     /* lanes are rows of one head, one after another */
     bool one_tile_row;                    /* if all lanes lie in one tile row of it: lane = row of the tile */
     REAL slope[ATTN_BLOCK];               /* ALiBi slope times log2(e) */
     REAL query_abs;                       /* sum of |scaled query|; inf or NaN where there are such */
@@ -339,9 +340,10 @@ rows_describe(const struct attn_attention *a, struct attn_row_layout layout, int
         for (int lane = 0; lane < rows->count; lane++)
             rows->slope[lane] = in_log2_units(*(const REAL *)scalar_at(a, &a->alibi_slopes, batch, rows->head[lane]));
     rows_ranges(a, batch, rows);
+    rows->consecutive = !layout.paired && !a->rows.data;
     rows->one_tile_row = false;
     if (a->block_mask.indptr)
-        rows_tiles(a, !layout.paired && !a->rows.data, batch, rows);
+        rows_tiles(a, rows->consecutive, batch, rows);
 }
 
 /* to: [group][n][width], the given rows of a block, times `factor`. Returns the sum of the absolute values written. */

@@ -11,6 +11,7 @@
 #define mask_bits SUFFIX(mask_bits)
 #define mask_tile SUFFIX(mask_tile)
 #define bytes_to_bits SUFFIX(bytes_to_bits)
+#define is_added SUFFIX(is_added)
 #define lane_operand SUFFIX(lane_operand)
 #define scale_additive SUFFIX(scale_additive)
 #define additive_row SUFFIX(additive_row)
@@ -43,6 +44,13 @@ attn_bit_range(int64_t first, int64_t end)
     return (~(uint64_t)0 >> (64 - (end - first))) << first;
 }
 #endif
+
+/* Whether an operand is there to be added to the scores; a boolean mask only hides. */
+ATTN_INLINE bool
+is_added(const struct attn_tensor *t)
+{
+    return t->data && t->type != ATTN_BOOL;
+}
 
 /* Row `lane` of an operand shaped (H, L, S), at key `key`. */
 ATTN_INLINE const char *
