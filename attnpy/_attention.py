@@ -36,6 +36,10 @@ def scaled_dot_product_attention(
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rng: np.random.Generator | DropoutKey | None = None,
     return_lse: bool = False,
     enable_gqa: Any = None,
@@ -79,8 +83,8 @@ def scaled_dot_product_attention(
     bias : (..., H, L, S) array_like of float, optional
         Added to the scores like a float `attn_mask`; both may be given.
     causal_offset : (...) array_like of int, optional
-        Query i stands at position i + offset, key j at j, in the causal rule, the window, ALiBi and `relative_bias`.
-        One number, or one per batch element. 0 aligns the first query with the first key.
+        Query i stands at position i + offset, key j at j, in the causal rule, the window, ALiBi, `relative_bias` and
+        `rotary`. One number, or one per batch element. 0 aligns the first query with the first key.
     window_size : int or tuple of two int, optional
         (left, right): query i sees keys from i + offset - left to i + offset + right. The token itself is not counted;
         -1 is open; an int w means (w, w).
@@ -93,11 +97,21 @@ def scaled_dot_product_attention(
         then sum to 1 - exp(sink - lse).
     query_lengths, kv_lengths : (...) array_like of int, optional
         Valid queries and keys of each batch element, in 0 … L and 0 … S. What lies beyond is padding: keys are
-        invisible, query rows give 0. `kv_lengths` alone together with `is_causal`, a window, ALiBi or `relative_bias`
-        is refused where one of them is below L, since the offset would depend on how the queries are padded.
+        invisible, query rows give 0. `kv_lengths` alone together with `is_causal`, a window, ALiBi, `relative_bias`
+        or `rotary` is refused where one of them is below L, since the offset would depend on how the queries are
+        padded.
     relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
         Added to the scores by the distance from query to key, j - i - offset: column K is distance 0, the first and
         the last column are also those of all distances beyond. One row for a head, or one for each query. -inf hides.
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+        Tables (cos, sin): features are rotated, in pairs, by the row of their position, while query and key are loaded;
+        both are given unrotated. Query i has row i + offset, key j row j. The first 2 C features rotate, or, where C is
+        above E/2, the first C: each number stands twice in such tables, as Hugging Face's do.
+    rotary_interleaved : bool, default False
+        A pair is features 2n and 2n + 1; by default n and n + half of those that rotate.
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
+        The rows of the tables, where they are others. Only together with `rotary`.
     rng : numpy.random.Generator or DropoutKey, optional
         Where dropout comes from. A Generator gives up one key in each call with `dropout_p` > 0, and none otherwise.
     return_lse : bool, default False
@@ -176,9 +190,11 @@ def scaled_dot_product_attention(
     array([-inf, -inf], dtype=float32)
     """
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, bias, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, words, return_lse, out,
+        alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, cos, sin, rotary_interleaved,
+        query_positions, key_positions, words, return_lse, out,
     )  # fmt: skip
 
 
@@ -198,6 +214,10 @@ def attention_weights(
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rows: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
@@ -223,6 +243,10 @@ def attention_weights(
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
     relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
         As in `scaled_dot_product_attention`.
     rows : (R,) array_like of int, optional
         Query rows to compute, in any order; repeats and negative numbers are allowed. They are the same for all heads
@@ -268,9 +292,11 @@ def attention_weights(
     >>> attnpy.attention_weights(query, key, is_causal=True, rows=[-1]).round(3)
     array([[0.333, 0.333, 0.333]])
     """
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.attention_weights(
         query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths, relative_bias, rows, out,
+        query_lengths, kv_lengths, relative_bias, cos, sin, rotary_interleaved, query_positions, key_positions,
+        rows, out,
     )  # fmt: skip
 
 
@@ -290,6 +316,10 @@ def attention_received(
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     r"""How much attention each key receives: its weights, summed over the queries.
@@ -315,6 +345,10 @@ def attention_received(
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
     relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
         As in `scaled_dot_product_attention`. Query rows beyond their length are not counted.
     out : (..., H, S) ndarray, optional
         Where the result goes, of its shape and dtype.
@@ -348,9 +382,11 @@ def attention_received(
     >>> attnpy.attention_received(np.zeros((3, 4)), np.zeros((3, 4)), is_causal=True).round(3)
     array([1.833, 0.833, 0.333])
     """
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.attention_received(
         query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths, relative_bias, out,
+        query_lengths, kv_lengths, relative_bias, cos, sin, rotary_interleaved, query_positions, key_positions,
+        out,
     )  # fmt: skip
 
 
@@ -566,6 +602,15 @@ def dropout_mask(shape: Sequence[int], dropout_p: float, key: DropoutKey, *, dty
     if not isinstance(key, DropoutKey):
         raise TypeError(f"key is {_kind(key)}; it must be a DropoutKey: key = attnpy.dropout_key(rng)")
     return _core.dropout_mask(shape, dropout_p, key.words, dtype)
+
+
+def _tables(rotary):
+    """cos and sin."""
+    try:
+        cos, sin = rotary
+    except (TypeError, ValueError):
+        raise TypeError(f"rotary is {_kind(rotary)}; it must be a pair of tables, (cos, sin)") from None
+    return cos, sin
 
 
 def _split(key):

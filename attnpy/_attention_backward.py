@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._attention import DropoutKey, _kind, _words_of
+from ._attention import DropoutKey, _kind, _tables, _words_of
 from ._native import core as _core
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ def scaled_dot_product_attention_backward(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rng: DropoutKey | None = None,
     grad_lse: ArrayLike | None = None,
     needs: Sequence[str] = ("query", "key", "value"),
@@ -120,6 +124,10 @@ def scaled_dot_product_attention_backward(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
         As given to the forward.
     rng : DropoutKey, optional
         The key of the forward's dropout. A Generator is refused, since it would give another one: draw the key with
@@ -199,10 +207,11 @@ def scaled_dot_product_attention_backward(
         raise TypeError(f"rng is {_kind(rng)}; it must be the DropoutKey of the forward: key = attnpy.dropout_key(rng)")
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
     needed = _needed(needs, (query, key, value, attn_mask, bias, sinks, alibi_slopes))
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.scaled_dot_product_attention_backward(
         grad_output, query, key, value, output, lse, attn_mask, dropout_p, is_causal, scale, bias, causal_offset,
-        window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, words, grad_lse, needed,
-        _places(out, needed),
+        window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, cos, sin,
+        rotary_interleaved, query_positions, key_positions, words, grad_lse, needed, _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
 
@@ -223,6 +232,10 @@ def attention_weights_backward(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rows: ArrayLike | None = None,
     needs: Sequence[str] = ("query", "key"),
     out: Mapping[str, NDArray[Any] | None] | None = None,
@@ -253,6 +266,10 @@ def attention_weights_backward(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
     rows : (R,) array_like of int, optional
         As given to the forward. Where a row is named more than once, its parts of `grad_weights` add up.
     needs : sequence of str, default ("query", "key")
@@ -299,9 +316,11 @@ def attention_weights_backward(
            [ 0.    ,  0.    ]])
     """
     needed = _needed(needs, (query, key, None, attn_mask, bias, sinks, alibi_slopes))
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.attention_weights_backward(
         grad_weights, query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes,
-        sinks, query_lengths, kv_lengths, rows, needed, _places(out, needed),
+        sinks, query_lengths, kv_lengths, cos, sin, rotary_interleaved, query_positions, key_positions, rows, needed,
+        _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
 

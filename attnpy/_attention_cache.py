@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ._attention import _tables
 from ._native import core as _core
 
 if TYPE_CHECKING:
@@ -429,6 +430,8 @@ def attention_with_cache(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -460,6 +463,8 @@ def attention_with_cache(
     query_lengths : (B,) array_like of int, optional
         Valid queries of each sequence, where they differ.
     relative_bias : (H, L or 1, 2K + 1) or (B, H, L or 1, 2K + 1) array_like of float, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
     return_lse : bool, default False
         As in `scaled_dot_product_attention`.
     out : (B, H, L, D) ndarray, optional
@@ -525,9 +530,10 @@ def attention_with_cache(
         if causal_offset is not None:
             offset = np.broadcast_to(_integers("causal_offset", causal_offset), cache.batch).tolist()
             causal_offset = [n - f for n, f in zip(offset, base, strict=True)]
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.attention_with_cache(
         query, key, value, *scales, table, oldest, is_causal, scale, causal_offset, window_size, softcap, alibi_slopes,
-        sinks, query_lengths, lengths, relative_bias, return_lse, out,
+        sinks, query_lengths, lengths, relative_bias, cos, sin, rotary_interleaved, return_lse, out,
     )  # fmt: skip
 
 
@@ -547,6 +553,8 @@ def paged_attention(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
@@ -584,6 +592,8 @@ def paged_attention(
     sinks : (H,) or (B, H) array_like, optional
     query_lengths : (B,) array_like of int, optional
     relative_bias : (H, L or 1, 2K + 1) or (B, H, L or 1, 2K + 1) array_like of float, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
     return_lse : bool, default False
         As in `scaled_dot_product_attention`.
     out : (B, H, L, D) ndarray, optional
@@ -631,9 +641,10 @@ def paged_attention(
     >>> bool((output[1] == dense).all())
     True
     """
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.paged_attention(
         query, key_pages, value_pages, block_table, kv_lengths, is_causal, scale, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, query_lengths, relative_bias, return_lse, out,
+        alibi_slopes, sinks, query_lengths, relative_bias, cos, sin, rotary_interleaved, return_lse, out,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._attention import DropoutKey, _kind, _words_of
+from ._attention import DropoutKey, _kind, _tables, _words_of
 from ._native import core as _core
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def scaled_dot_product_attention_jvp(
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rng: DropoutKey | None = None,
     bias_tangent: ArrayLike | None = None,
     sinks_tangent: ArrayLike | None = None,
@@ -80,6 +84,10 @@ def scaled_dot_product_attention_jvp(
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
     relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (..., L) array_like of int, optional
+    key_positions : (..., S) array_like of int, optional
         As in `scaled_dot_product_attention`.
     rng : DropoutKey, optional
         The key of dropout, from `dropout_key`. A Generator is refused: the derivative is that of one mask.
@@ -156,10 +164,12 @@ def scaled_dot_product_attention_jvp(
     if rng is not None and not isinstance(rng, DropoutKey):
         raise TypeError(f"rng is {_kind(rng)}; it must be a DropoutKey: key = attnpy.dropout_key(rng)")
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.scaled_dot_product_attention_jvp(
         query, key, value, query_tangent, key_tangent, value_tangent, attn_mask, dropout_p, is_causal, scale, bias,
-        causal_offset, window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, words,
-        bias_tangent, sinks_tangent, relative_bias_tangent, return_lse, out,
+        causal_offset, window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, cos, sin,
+        rotary_interleaved, query_positions, key_positions, words, bias_tangent, sinks_tangent, relative_bias_tangent,
+        return_lse, out,
     )  # fmt: skip
 
 

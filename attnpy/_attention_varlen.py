@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._attention import DropoutKey, _kind, _words_of
+from ._attention import DropoutKey, _kind, _tables, _words_of
 from ._attention_backward import AttentionGradients, _needed, _places
 from ._native import core as _core
 
@@ -33,6 +33,10 @@ def varlen_attention(
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rng: np.random.Generator | DropoutKey | None = None,
     return_lse: bool = False,
     out: Any = None,
@@ -76,6 +80,11 @@ def varlen_attention(
         For each head, or for each sequence and head.
     relative_bias : (H, T or 1, 2K + 1) or (N, H, T or 1, 2K + 1) array_like of float, optional
         As in `scaled_dot_product_attention`, one row for a head or one for each query row.
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (T,) array_like of int, optional
+    key_positions : (T',) array_like of int, optional
+        As in `scaled_dot_product_attention`. Positions count from the beginning of each sequence.
     rng : numpy.random.Generator or DropoutKey, optional
         Where dropout comes from; its batch number is that of the sequence.
     return_lse : bool, default False
@@ -137,9 +146,11 @@ def varlen_attention(
     True
     """
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     return _core.varlen_attention(
         query, key, value, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale, causal_offset, window_size, softcap,
-        alibi_slopes, sinks, relative_bias, words, return_lse, out,
+        alibi_slopes, sinks, relative_bias, cos, sin, rotary_interleaved, query_positions, key_positions, words,
+        return_lse, out,
     )  # fmt: skip
 
 
@@ -163,6 +174,10 @@ def varlen_attention_backward(
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    rotary: tuple[ArrayLike, ArrayLike] | None = None,
+    rotary_interleaved: bool = False,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
     rng: DropoutKey | None = None,
     grad_lse: ArrayLike | None = None,
     needs: Sequence[str] = ("query", "key", "value"),
@@ -199,6 +214,10 @@ def varlen_attention_backward(
     softcap : float, optional
     alibi_slopes : (H,) or (N, H) array_like, optional
     sinks : (H,) or (N, H) array_like, optional
+    rotary : tuple of two (P, C) array_like of float32 or float64, optional
+    rotary_interleaved : bool, default False
+    query_positions : (T,) array_like of int, optional
+    key_positions : (T',) array_like of int, optional
         As given to the forward.
     rng : DropoutKey, optional
         The key of the forward's dropout. A Generator is refused, since it would give another one.
@@ -255,9 +274,11 @@ def varlen_attention_backward(
         raise TypeError(f"rng is {_kind(rng)}; it must be the DropoutKey of the forward: key = attnpy.dropout_key(rng)")
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
     needed = _needed(needs, (query, key, value, None, None, sinks, alibi_slopes))
+    cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.varlen_attention_backward(
         grad_output, query, key, value, output, lse, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale,
-        causal_offset, window_size, softcap, alibi_slopes, sinks, words, grad_lse, needed, _places(out, needed),
+        causal_offset, window_size, softcap, alibi_slopes, sinks, cos, sin, rotary_interleaved, query_positions,
+        key_positions, words, grad_lse, needed, _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
 

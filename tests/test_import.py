@@ -24,42 +24,53 @@ OPTIONS = (
     "query_lengths=None, kv_lengths=None, "
 )
 RELATIVE = "relative_bias=None, "
+ROTARY = "rotary=None, rotary_interleaved=False, query_positions=None, key_positions=None, "
 PACKED = (
     "cu_seqlens_q, cu_seqlens_k, max_seqlen_q=None, max_seqlen_k=None, *, dropout_p=0.0, is_causal=False, scale=None, "
     "causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
 )
 CACHE_OPTIONS = (
     "scale=None, causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
-    "query_lengths=None, relative_bias=None, return_lse=False, out=None)"
+    "query_lengths=None, relative_bias=None, rotary=None, rotary_interleaved=False, return_lse=False, out=None)"
 )
 SIGNATURES = {
     "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
     + OPTIONS
     + RELATIVE
+    + ROTARY
     + "rng=None, return_lse=False, enable_gqa=None, out=None)",
     "scaled_dot_product_attention_jvp": "(query, key, value, query_tangent, key_tangent, value_tangent, *, "
     "attn_mask=None, dropout_p=0.0, is_causal=False, "
     + OPTIONS
     + RELATIVE
+    + ROTARY
     + "rng=None, bias_tangent=None, sinks_tangent=None, relative_bias_tangent=None, return_lse=False, out=None)",
     "attention_weights": "(query, key, attn_mask=None, *, is_causal=False, "
     + OPTIONS
     + RELATIVE
+    + ROTARY
     + "rows=None, out=None)",
     "scaled_dot_product_attention_backward": "(grad_output, query, key, value, output, lse, *, attn_mask=None, "
     + "dropout_p=0.0, is_causal=False, "
     + OPTIONS
+    + ROTARY
     + "rng=None, grad_lse=None, needs=('query', 'key', 'value'), out=None)",
     "attention_weights_backward": "(grad_weights, query, key, *, attn_mask=None, is_causal=False, "
     + OPTIONS
+    + ROTARY
     + "rows=None, needs=('query', 'key'), out=None)",
     "AttentionGradients": "(query=None, key=None, value=None, attn_mask=None, bias=None, sinks=None, "
     + "alibi_slopes=None, relative_bias=None)",
-    "varlen_attention": "(query, key, value, " + PACKED + RELATIVE + "rng=None, return_lse=False, out=None)",
+    "varlen_attention": "(query, key, value, " + PACKED + RELATIVE + ROTARY + "rng=None, return_lse=False, out=None)",
     "varlen_attention_backward": "(grad_output, query, key, value, output, lse, "
     + PACKED
+    + ROTARY
     + "rng=None, grad_lse=None, needs=('query', 'key', 'value'), out=None)",
-    "attention_received": "(query, key, attn_mask=None, *, is_causal=False, " + OPTIONS + RELATIVE + "out=None)",
+    "attention_received": "(query, key, attn_mask=None, *, is_causal=False, "
+    + OPTIONS
+    + RELATIVE
+    + ROTARY
+    + "out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
     "KVCache": "(num_layers, batch, num_kv_heads, max_length, head_dim, *, value_head_dim=None, "
     "dtype=<class 'numpy.float32'>, window=None)",

@@ -38,15 +38,16 @@ class Rule(NamedTuple):
         return name in self.operands or (self.sequences > 0 and name.partition("[")[0] in self.operands)
 
 
+ROTARY = ("rotary_cos", "rotary_sin", "rotary_interleaved", "query_positions", "key_positions")
 POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths",
-             "relative_bias")  # fmt: skip
+             "relative_bias", *ROTARY)  # fmt: skip
 ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", *POSITIONS,
              "dropout_key", "return_lse", "out")  # fmt: skip
 WEIGHTS = ("query", "key", "attn_mask", "is_causal", "scale", *POSITIONS, "rows", "out")
 RECEIVED = (*WEIGHTS[:-2], "out")
 VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
-          "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", "dropout_key", "return_lse",
-          "out")  # fmt: skip
+          "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", *ROTARY, "dropout_key",
+          "return_lse", "out")  # fmt: skip
 GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")  # the order of _core's `needs`
 
 
@@ -97,11 +98,13 @@ def _attention_jvp(arguments, needed, tangents):
         raise NotImplementedError("scaled_dot_product_attention has no forward-mode derivative by alibi_slopes")
     words, with_lse = given.pop("dropout_key"), given.pop("return_lse")
     del given["out"]
+    tables = given.pop("rotary_cos"), given.pop("rotary_sin")
     mask, bias = tangent.get("attn_mask"), tangent.get("bias")  # both are added to the scores
     found = attnpy.scaled_dot_product_attention_jvp(
         *(given.pop(name) for name in GRADIENTS[:3]),
         *(tangent.get(name) for name in GRADIENTS[:3]),
         **given,
+        rotary=None if tables[0] is None else tables,
         rng=None if words is None else attnpy.DropoutKey(words),
         bias_tangent=mask if bias is None else bias if mask is None else mask + bias,
         sinks_tangent=tangent.get("sinks"),

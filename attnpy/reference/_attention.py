@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from ._attention_rotary import rotations
+
 
 def scaled_dot_product_attention(
     query,
@@ -27,6 +29,10 @@ def scaled_dot_product_attention(
     query_lengths=None,
     kv_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rng=None,
     return_lse=False,
     enable_gqa=None,
@@ -37,6 +43,10 @@ def scaled_dot_product_attention(
     log sum_j exp(s_ij), (..., H, L). See `attnpy.scaled_dot_product_attention` for the options.
     """
     query, key, value, batch, one_head = _operands(query, key, value)
+    query, key, _ = _turned(
+        query, key, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset,
+        window_size, query_lengths, kv_lengths,
+    )  # fmt: skip
     weights, visible, lse = _weights(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
         query_lengths, kv_lengths, relative_bias,
@@ -67,10 +77,18 @@ def attention_weights(
     query_lengths=None,
     kv_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rows=None,
 ):
     """P_ij: query (..., H, L, E), key (..., G, S, E) -> (..., H, L, S); of the query rows `rows` only, if given."""
     query, key, _, batch, one_head = _operands(query, key)
+    query, key, _ = _turned(
+        query, key, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset,
+        window_size, query_lengths, kv_lengths,
+    )  # fmt: skip
     weights, _, _ = _weights(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
         query_lengths, kv_lengths, relative_bias,
@@ -96,12 +114,17 @@ def attention_received(
     query_lengths=None,
     kv_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
 ):
     """sum_i P_ij: query (..., H, L, E), key (..., G, S, E) -> (..., H, S)."""
     return attention_weights(
         query, key, attn_mask, is_causal=is_causal, scale=scale, bias=bias, causal_offset=causal_offset,
         window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths,
-        kv_lengths=kv_lengths, relative_bias=relative_bias,
+        kv_lengths=kv_lengths, relative_bias=relative_bias, rotary=rotary, rotary_interleaved=rotary_interleaved,
+        query_positions=query_positions, key_positions=key_positions,
     ).sum(-2)  # fmt: skip
 
 
@@ -170,17 +193,11 @@ def _visible_scores(
     within their length, (..., 1, L, 1); and i + offset - j, (..., 1, L, S).
     """
     (H, L), S = query.shape[-3:-1], key.shape[-2]
-    window = _window(window_size)
-    positional = is_causal or max(window) >= 0 or alibi_slopes is not None or relative_bias is not None
-    queries = _lengths("query_lengths", query_lengths, L, batch)
-    keys = _lengths("kv_lengths", kv_lengths, S, batch)
-    if positional and kv_lengths is not None and query_lengths is None and causal_offset is None and np.any(keys < L):
-        raise ValueError("kv_lengths: pass query_lengths for a padded batch, or causal_offset")
-    offset = keys - queries if causal_offset is None else _integers("causal_offset", causal_offset, batch)
-    i, j = np.arange(L)[:, None], np.arange(S)
-    position = i + np.clip(offset, -(2**62), 2**62)  # (..., 1, L, 1)
-
-    visible = _in_reach(position, j, is_causal, *window) & (i < queries) & (j < keys)
+    positional = is_causal or alibi_slopes is not None or relative_bias is not None
+    position, visible, counted = _standing(
+        L, S, batch, is_causal, causal_offset, window_size, query_lengths, kv_lengths, positional
+    )
+    j = np.arange(S)
     visible = np.broadcast_to(visible, (*batch, H, L, S))
     with np.errstate(all="ignore"):
         score = np.broadcast_to(_scores(query, key, scale, softcap), visible.shape)
@@ -195,7 +212,40 @@ def _visible_scores(
                 score, visible, "relative_bias", _by_distance("relative_bias", relative_bias, j - position, score.shape)
             )
     sink = -np.inf if sinks is None else _per_head("sinks", sinks, batch, H)
-    return score, visible, sink, i < queries, position - j
+    return score, visible, sink, counted, position - j
+
+
+def _standing(L, S, batch, is_causal, causal_offset, window_size, query_lengths, kv_lengths, positional):
+    """i + offset, (..., 1, L, 1); which keys each query may see by lengths, causal rule and window, (..., 1, L, S); and
+    which query rows are within their length, (..., 1, L, 1).
+    """
+    window = _window(window_size)
+    queries = _lengths("query_lengths", query_lengths, L, batch)
+    keys = _lengths("kv_lengths", kv_lengths, S, batch)
+    known = kv_lengths is None or query_lengths is not None or causal_offset is not None
+    if (positional or max(window) >= 0) and not known and np.any(keys < L):
+        raise ValueError("kv_lengths: pass query_lengths for a padded batch, or causal_offset")
+    offset = keys - queries if causal_offset is None else _integers("causal_offset", causal_offset, batch)
+    i, j = np.arange(L)[:, None], np.arange(S)
+    position = i + np.clip(offset, -(2**62), 2**62)
+    return position, _in_reach(position, j, is_causal, *window) & (i < queries) & (j < keys), i < queries
+
+
+def _turned(
+    query, key, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset,
+    window_size, query_lengths, kv_lengths,
+):  # fmt: skip
+    """Query and key turned by their positions, and the rotations that did it; None where there are none."""
+    L, S, E = query.shape[-2], key.shape[-2], query.shape[-1]
+    placed = rotary is not None and query_positions is None
+    position, reach, _ = _standing(
+        L, S, batch, is_causal, causal_offset, window_size, query_lengths, kv_lengths, placed
+    )
+    reach = np.broadcast_to(reach, (*batch, 1, L, S))
+    found = rotations(rotary, rotary_interleaved, query_positions, key_positions, position, reach, E)
+    if found is None:
+        return query, key, None
+    return found[0].turned(query), found[1].turned(key), found
 
 
 def _in_reach(position, j, is_causal, left, right):

@@ -14,6 +14,7 @@ from ._attention import (
     _operands,
     _rows,
     _scores,
+    _turned,
     _visible_scores,
     _weighted_sum,
 )
@@ -52,6 +53,10 @@ def scaled_dot_product_attention_backward(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rng=None,
     grad_lse=None,
     needs=("query", "key", "value"),
@@ -67,6 +72,10 @@ def scaled_dot_product_attention_backward(
                  alibi_slopes=alibi_slopes)  # fmt: skip
     _check_needs(needs, given)
     q, k, v, batch, _ = _operands(query, key, value)
+    q, k, rotation = _turned(
+        q, k, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset, window_size,
+        query_lengths, kv_lengths,
+    )  # fmt: skip
     score, visible, sink, counted, distance = _visible_scores(
         q, k, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
         query_lengths, kv_lengths,
@@ -91,7 +100,7 @@ def scaled_dot_product_attention_backward(
         grad_score = np.where(visible, weights * (grad_weights - delta), 0.0)
         grad_value = _weighted_sum((weights * kept).swapaxes(-1, -2), visible.swapaxes(-1, -2), grad_output)
         grad_sinks = _grad_sinks(sink, lse, delta, counted)
-    found = _gradients(given, q, k, grad_score, visible, distance, scale, softcap)
+    found = _gradients(given, q, k, rotation, grad_score, visible, distance, scale, softcap)
     found |= {"value": _of_shared(grad_value, value), "sinks": grad_sinks}
     return _asked(needs, given, found)
 
@@ -112,6 +121,10 @@ def attention_weights_backward(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rows=None,
     needs=("query", "key"),
 ):
@@ -125,6 +138,10 @@ def attention_weights_backward(
     given = dict(query=query, key=key, attn_mask=attn_mask, bias=bias, sinks=sinks, alibi_slopes=alibi_slopes)
     _check_needs(needs, given)
     q, k, _, batch, _ = _operands(query, key)
+    q, k, rotation = _turned(
+        q, k, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset, window_size,
+        query_lengths, kv_lengths,
+    )  # fmt: skip
     score, visible, sink, counted, distance = _visible_scores(
         q, k, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
         query_lengths, kv_lengths,
@@ -143,18 +160,19 @@ def attention_weights_backward(
         delta = (weights * each).sum(-1, keepdims=True)
         grad_score = np.where(visible, weights * (each - delta), 0.0)
         grad_sinks = _grad_sinks(sink, lse, delta, counted)
-    found = _gradients(given, q, k, grad_score, visible, distance, scale, softcap)
+    found = _gradients(given, q, k, rotation, grad_score, visible, distance, scale, softcap)
     return _asked(needs, given, found | {"sinks": grad_sinks})
 
 
-def _gradients(given, query, key, grad_score, visible, distance, scale, softcap):
+def _gradients(given, query, key, rotation, grad_score, visible, distance, scale, softcap):
     """From dS to the operands that the scores are made of.
 
         d bias = d attn_mask = dS,    d slope = -sum_ij dS_ij |i + offset - j|
         T_ij = dS_ij (1 - tanh(scale q_i . k_j / softcap)^2), without softcap dS_ij
         dq_i = scale sum_j T_ij k_j,    dk_j = scale sum_i T_ij q_i
 
-    Heads that share a key, and elements that stand in several places, add up.
+    Turned queries and keys have turned gradients: those of the operands are turned back. Heads that share a key, and
+    elements that stand in several places, add up.
     """
     scale = 1 / np.sqrt(query.shape[-1]) if scale is None else scale
     with np.errstate(all="ignore"):
@@ -166,6 +184,8 @@ def _gradients(given, query, key, grad_score, visible, distance, scale, softcap)
             )
         grad_query = scale * _weighted_sum(grad_product, visible, key)
         grad_key = scale * _weighted_sum(grad_product.swapaxes(-1, -2), visible.swapaxes(-1, -2), query)
+    if rotation is not None:
+        grad_query, grad_key = rotation[0].turned(grad_query, back=True), rotation[1].turned(grad_key, back=True)
     return {"query": _of_operand(grad_query, np.shape(given["query"])), "key": _of_shared(grad_key, given["key"]),
             "bias": grad_score, "attn_mask": grad_score, "alibi_slopes": grad_slopes}  # fmt: skip
 

@@ -22,6 +22,8 @@ def attention_with_cache(
     sinks=None,
     query_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
     return_lse=False,
 ):
     """O_i = sum_j P_ij v_j over what the cache holds of a layer: query (..., H, L, E) -> (..., H, L, D).
@@ -38,7 +40,8 @@ def attention_with_cache(
     return scaled_dot_product_attention(
         query, key, value, is_causal=is_causal, scale=scale, causal_offset=causal_offset, window_size=window_size,
         softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths, kv_lengths=lengths,
-        relative_bias=relative_bias, return_lse=return_lse,
+        relative_bias=relative_bias, rotary=rotary,
+        rotary_interleaved=rotary_interleaved, return_lse=return_lse,
     )  # fmt: skip
 
 
@@ -58,6 +61,8 @@ def paged_attention(
     sinks=None,
     query_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
     return_lse=False,
 ):
     """O_i = sum_j P_ij v_j where key j of sequence b is row j mod n of page block_table[b, j div n], pages of n rows.
@@ -73,7 +78,8 @@ def paged_attention(
     result = scaled_dot_product_attention(
         query, key, value, is_causal=is_causal, scale=scale, causal_offset=causal_offset, window_size=window_size,
         softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, query_lengths=query_lengths, kv_lengths=lengths,
-        relative_bias=relative_bias, return_lse=return_lse,
+        relative_bias=relative_bias, rotary=rotary,
+        rotary_interleaved=rotary_interleaved, return_lse=return_lse,
     )  # fmt: skip
     return result
 

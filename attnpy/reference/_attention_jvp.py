@@ -14,6 +14,7 @@ from ._attention import (
     _per_head,
     _scores,
     _softmax_with_sink,
+    _turned,
     _visible_scores,
     _weighted_sum,
 )
@@ -40,6 +41,10 @@ def scaled_dot_product_attention_jvp(
     query_lengths=None,
     kv_lengths=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rng=None,
     bias_tangent=None,
     sinks_tangent=None,
@@ -58,6 +63,10 @@ def scaled_dot_product_attention_jvp(
     """
     operands = query, key, value
     query, key, value, batch, one_head = _operands(query, key, value)
+    query, key, rotation = _turned(
+        query, key, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset,
+        window_size, query_lengths, kv_lengths,
+    )  # fmt: skip
     score, visible, sink, counted, ahead = _visible_scores(
         query, key, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
         query_lengths, kv_lengths, relative_bias,
@@ -68,6 +77,8 @@ def scaled_dot_product_attention_jvp(
             ("query", "key", "value"), (query_tangent, key_tangent, value_tangent), operands, strict=True
         )
     )
+    if rotation is not None:
+        query_tangent, key_tangent = rotation[0].turned(query_tangent), rotation[1].turned(key_tangent)
     moved_sink = _moved("sinks", sinks_tangent, sinks, lambda x: _per_head("sinks_tangent", x, batch, query.shape[-3]))
     moved_bias = _moved("bias", bias_tangent, bias, lambda x: np.broadcast_to(x, visible.shape))
     moved_bias = moved_bias + _moved(

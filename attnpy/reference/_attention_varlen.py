@@ -29,6 +29,10 @@ def varlen_attention(
     alibi_slopes=None,
     sinks=None,
     relative_bias=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rng=None,
     return_lse=False,
 ):
@@ -40,6 +44,7 @@ def varlen_attention(
     query, key, value = _packed(query=query, key=key, value=value)
     sequences = _sequences(cu_seqlens_q, cu_seqlens_k, len(query), len(key))
     own = _of_each(len(sequences), query.shape[1], causal_offset, alibi_slopes, sinks)
+    placed = _positions(sequences, len(query), len(key), query_positions, key_positions)
     tables = _tables(len(sequences), query.shape[1::-1], relative_bias)
     words = _key_words(rng) if dropout_p > 0 else None
     output, lse = np.zeros((*query.shape[:2], value.shape[2])), np.full(query.shape[1::-1], -np.inf)
@@ -47,7 +52,8 @@ def varlen_attention(
         found, lse[:, rows] = scaled_dot_product_attention(
             _heads_first(query[rows]), _heads_first(key[keys]), _heads_first(value[keys]), dropout_p=dropout_p,
             is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, rng=SequenceKey(words, n),
-            return_lse=True, relative_bias=None if tables is None else tables[n][:, rows], **own[n],
+            return_lse=True, relative_bias=None if tables is None else tables[n][:, rows], rotary=rotary,
+            rotary_interleaved=rotary_interleaved, **placed[n], **own[n],
         )  # fmt: skip
         output[rows] = _heads_first(found)
     return (output, lse) if return_lse else output
@@ -73,6 +79,10 @@ def varlen_attention_backward(
     softcap=None,
     alibi_slopes=None,
     sinks=None,
+    rotary=None,
+    rotary_interleaved=False,
+    query_positions=None,
+    key_positions=None,
     rng=None,
     grad_lse=None,
     needs=("query", "key", "value"),
@@ -87,6 +97,7 @@ def varlen_attention_backward(
     )
     sequences = _sequences(cu_seqlens_q, cu_seqlens_k, len(query), len(key))
     own = _of_each(len(sequences), query.shape[1], causal_offset, alibi_slopes, sinks)
+    placed = _positions(sequences, len(query), len(key), query_positions, key_positions)
     words = _key_words(rng) if dropout_p > 0 else None
     lse = np.broadcast_to(_float64("lse", lse), query.shape[1::-1])
     grad_lse = np.broadcast_to(_float64("grad_lse", 0 if grad_lse is None else grad_lse), lse.shape)
@@ -98,7 +109,8 @@ def varlen_attention_backward(
             _heads_first(grad_output[rows]), _heads_first(query[rows]), _heads_first(key[keys]),
             _heads_first(value[keys]), _heads_first(output[rows]), lse[:, rows], dropout_p=dropout_p,
             is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, rng=SequenceKey(words, n),
-            grad_lse=grad_lse[:, rows], needs=needs, **own[n],
+            grad_lse=grad_lse[:, rows], needs=needs, rotary=rotary, rotary_interleaved=rotary_interleaved, **placed[n],
+            **own[n],
         )  # fmt: skip
         for name in needs:
             part = getattr(gradients, name)
@@ -141,6 +153,13 @@ def _sequences(cu_seqlens_q, cu_seqlens_k, rows, keys):
     if len(starts[0]) != len(starts[1]):
         raise ValueError("cu_seqlens_q and cu_seqlens_k must have the same number of sequences")
     return list(zip(*(map(slice, x[:-1], x[1:]) for x in starts), strict=True))
+
+
+def _positions(sequences, T, S, query_positions, key_positions):
+    """The rows of rotary tables that each sequence has."""
+    given = {"query_positions": (query_positions, T, 0), "key_positions": (key_positions, S, 1)}
+    given = {name: (np.broadcast_to(x, length), which) for name, (x, length, which) in given.items() if x is not None}
+    return [{name: x[own[which]] for name, (x, which) in given.items()} for own in sequences]
 
 
 def _of_each(sequences, heads, causal_offset, alibi_slopes, sinks):

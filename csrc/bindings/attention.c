@@ -8,7 +8,7 @@
 static const struct engine_function attention = {
     .name = "scaled_dot_product_attention",
     .signature = "(h,l,d),(g,s,d),(g,s,e)->(h,l,e)",
-    .arguments = 19,
+    .arguments = 24,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention),
     .operands = {QUERY_AND_KEY(0), {"value", ENGINE_DATA, 2, "gse", 0, PLACE(value)}, SCORE_OPERANDS(3, 7), RELATIVE_OPERAND(15)},
@@ -18,7 +18,7 @@ static const struct engine_function attention = {
 static const struct engine_function weights = {
     .name = "attention_weights",
     .signature = "(h,l,d),(g,s,d)->(h,l,s)",
-    .arguments = 16,
+    .arguments = 21,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_weights),
     .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5), RELATIVE_OPERAND(13)},
@@ -28,7 +28,7 @@ static const struct engine_function weights = {
 static const struct engine_function received = {
     .name = "attention_received",
     .signature = "(h,l,d),(g,s,d)->(h,s)",
-    .arguments = 15,
+    .arguments = 20,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_received),
     .operands = {QUERY_AND_KEY(0), SCORE_OPERANDS(2, 5), RELATIVE_OPERAND(13)},
@@ -66,11 +66,11 @@ bind_sizes(struct engine *e, struct attn_attention *a)
     return engine_product("work", 5, work, ATTN_BLOCK, &total);
 }
 
-/* Where the last query row stands is unknown if only the keys' lengths are given: refused where it matters. */
-static bool
-check_positions(const struct engine *e, const struct attn_attention *a)
+bool
+attention_check_positions(const struct engine *e, const struct attn_attention *a)
 {
-    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data || a->relative_bias.data;
+    bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data || a->relative_bias.data ||
+                      (a->rotary.cosine.data && !a->rotary.query_positions.data);
     if (!positional || !a->kv_lengths.data || a->query_lengths.data || a->causal_offset.data)
         return true;
     for (int64_t i = 0; i < e->batch; i++) {
@@ -114,12 +114,13 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
         a->scale = default_scale(a->head_dim);
     if (!engine_window(argument[4], &a->window_left, &a->window_right) || !engine_softcap(argument[5], &a->softcap))
         return false;
+    a->rotary.cosine.data = a->rotary.sine.data = a->rotary.query_positions.data = a->rotary.key_positions.data = a->rotary.start.data = NULL;
     a->dropout_p = 0;
     a->first_batch = 0;
     a->rows.data = a->lse.data = NULL;
     a->block_table.data = a->key_scale.data = a->value_scale.data = NULL;
     a->relative_span = *engine_size(e, 't');
-    return check_positions(e, a);
+    return attention_check_positions(e, a);
 }
 
 static PyObject *
@@ -130,8 +131,9 @@ call_attention(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     bool with_lse = false;
     (void)module;
     bool done = engine_open(&e, &attention, arguments, n, &a) && attention_bind_scores(&e, arguments + 5, &a) &&
-                engine_dropout(arguments[4], arguments[16], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[17], &with_lse) &&
-                engine_outputs(&e, arguments[18], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+                attention_bind_rotary(&e, arguments + 16, attention_check_batch, &a, &a) &&
+                engine_dropout(arguments[4], arguments[21], &a.dropout_p, a.dropout_key) && engine_flag("return_lse", arguments[22], &with_lse) &&
+                engine_outputs(&e, arguments[23], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -170,7 +172,8 @@ call_weights(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     a.value.data = NULL;
     bool done = engine_open(&e, &weights, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
-                attention_bind_rows(&e, arguments[14], &a) && engine_outputs(&e, arguments[15], 1, &a) && engine_run(&e, &a);
+                attention_bind_rotary(&e, arguments + 14, attention_check_batch, &a, &a) && attention_bind_rows(&e, arguments[19], &a) &&
+                engine_outputs(&e, arguments[20], 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -182,7 +185,8 @@ call_received(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     a.value.data = NULL;
     bool done = engine_open(&e, &received, arguments, n, &a) && attention_bind_scores(&e, arguments + 3, &a) &&
-                engine_outputs(&e, arguments[14], 1, &a) && engine_run(&e, &a);
+                attention_bind_rotary(&e, arguments + 14, attention_check_batch, &a, &a) && engine_outputs(&e, arguments[19], 1, &a) &&
+                engine_run(&e, &a);
     return engine_close(&e, done);
 }
 

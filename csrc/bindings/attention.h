@@ -33,6 +33,16 @@
 /* The sizes, and the scalar parameters of scores and positions: arguments is_causal, scale, bias, causal_offset, window_size, softcap in a row. */
 bool attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *a);
 
+/* Where the last query row stands is unknown if only the keys' lengths are given: refused where it matters. */
+bool attention_check_positions(const struct engine *e, const struct attn_attention *a);
+
+/* Arguments rotary_cos, rotary_sin, rotary_interleaved, query_positions, key_positions in a row; all else about the scores is bound. check: whether the
+ * tables have a row for every query row and key of `of` that needs one; *needed becomes how many rows they need. */
+bool attention_bind_rotary(struct engine *e, PyObject *const *argument, bool (*check)(const void *of, int64_t rows, int64_t *needed), const void *of,
+                           struct attn_attention *a);
+bool attention_check_batch(const void *attention, int64_t rows, int64_t *needed); /* such a check */
+bool attention_check_angles(const struct attn_attention *a, int64_t batch, int64_t rows, int64_t *needed); /* of one batch element */
+
 /* rows: a list of query rows, negative ones from the end; None: all. Size 'l' becomes its length. */
 bool attention_bind_rows(struct engine *e, PyObject *object, struct attn_attention *a);
 

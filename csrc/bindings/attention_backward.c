@@ -20,7 +20,7 @@ enum { QUERY, KEY, VALUE, MASK, BIAS, SINKS, SLOPES, GRADIENTS };
 static const struct engine_function backward = {
     .name = "scaled_dot_product_attention_backward",
     .signature = "(h,l,e),(h,l,d),(g,s,d),(g,s,e),(h,l,e),(h,l)->(h,l,d),(g,s,d),(g,s,e)",
-    .arguments = 22,
+    .arguments = 27,
     .instead = "attn_mask",
     .follows = true,
     .kernel = offsetof(struct attn_kernels, attention_backward),
@@ -30,14 +30,14 @@ static const struct engine_function backward = {
                  {"grad_output", ENGINE_ADDED, 0, "hle", 0, GRADIENT(gradient)},
                  {"output", ENGINE_ADDED, 4, "hle", 0, PLACE(output)},
                  {"lse", ENGINE_ADDED, 5, "hl.", 0, PLACE(lse)},
-                 {"grad_lse", ENGINE_ADDED, 19, "hl.", 0, GRADIENT(grad_lse)}},
+                 {"grad_lse", ENGINE_ADDED, 24, "hl.", 0, GRADIENT(grad_lse)}},
     .outputs = GRADIENT_OUTPUTS,
 };
 
 static const struct engine_function weights_backward = {
     .name = "attention_weights_backward",
     .signature = "(h,l,s),(h,l,d),(g,s,d)->(h,l,d),(g,s,d)",
-    .arguments = 17,
+    .arguments = 22,
     .instead = "attn_mask",
     .follows = true,
     .kernel = offsetof(struct attn_kernels, attention_backward),
@@ -163,9 +163,10 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     bool done = engine_open(&e, &backward, arguments, n, &b) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
-    done = done && attention_bind_scores(&e, arguments + 8, a) && engine_dropout(arguments[7], arguments[18], &a->dropout_p, a->dropout_key);
+    done = done && attention_bind_scores(&e, arguments + 8, a) && attention_bind_rotary(&e, arguments + 18, attention_check_batch, a, a) &&
+           engine_dropout(arguments[7], arguments[23], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && attention_bind_gradients(&e, arguments[20], arguments[21], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[25], arguments[26], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 
@@ -178,11 +179,13 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     b.of_weights = true;
     b.forward.value.data = b.forward.relative_bias.data = b.grad_lse.data = NULL;
     bool done = engine_open(&e, &weights_backward, arguments, n, &b) && attention_check_present("grad_weights", arguments[0]) &&
-                attention_bind_scores(&e, arguments + 4, &b.forward) && attention_bind_rows(&e, arguments[14], &b.forward) &&
+                attention_bind_scores(&e, arguments + 4, &b.forward) &&
+                attention_bind_rotary(&e, arguments + 14, attention_check_batch, &b.forward, &b.forward) &&
+                attention_bind_rows(&e, arguments[19], &b.forward) &&
                 engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);
     if (done)
         *engine_size(&e, 'l') = b.forward.query_length; /* grad_weights has the rows asked for, the gradients of masks have all */
-    done = done && attention_bind_gradients(&e, arguments[15], arguments[16], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[20], arguments[21], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 

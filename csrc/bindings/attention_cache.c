@@ -19,7 +19,7 @@
 static const struct engine_function paged = {
     .name = "paged_attention",
     .signature = "(h,l,d),(n,p,g,d),(n,p,g,e),(m),()->(h,l,e)",
-    .arguments = 16,
+    .arguments = 19,
     .instead = "kv_lengths",
     .kernel = offsetof(struct attn_kernels, attention),
     .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(5, 4, 13)},
@@ -29,7 +29,7 @@ static const struct engine_function paged = {
 static const struct engine_function cached = {
     .name = "attention_with_cache",
     .signature = "(h,l,d),(g,s,d),(g,s,e)->(h,l,e)",
-    .arguments = 19,
+    .arguments = 22,
     .instead = "query_lengths",
     .kernel = offsetof(struct attn_kernels, attention),
     .operands = {{"query", ENGINE_DATA, 0, "hld", 0, PLACE(query)}, CACHE_OPERANDS(7, 15, 16)},
@@ -44,6 +44,14 @@ bind_scores(struct engine *e, PyObject *const *argument, struct attn_attention *
     a->attn_mask.data = a->bias.data = NULL;
     a->block_mask.indptr = NULL;
     return attention_bind_scores(e, scores, a);
+}
+
+/* rotary_cos, rotary_sin, rotary_interleaved; keys stand in order. */
+static bool
+bind_rotary(struct engine *e, PyObject *const *argument, struct attn_attention *a)
+{
+    PyObject *const rotary[] = {argument[0], argument[1], argument[2], Py_None, Py_None};
+    return attention_bind_rotary(e, rotary, attention_check_batch, a, a);
 }
 
 /* The optional operands; sizes are known. */
@@ -177,7 +185,8 @@ call_paged(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     engine_start(&e, &paged, arguments, n);
     bool done = engine_argument_count(paged.name, paged.arguments, n) && open_pages(&e, names, arguments[3], arguments + 5, &a) &&
-                engine_flag("return_lse", arguments[14], &with_lse) && engine_outputs(&e, arguments[15], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+                bind_rotary(&e, arguments + 14, &a) && engine_flag("return_lse", arguments[17], &with_lse) &&
+                engine_outputs(&e, arguments[18], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 
@@ -185,9 +194,10 @@ call_paged(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
  * that has kept all. */
 enum { RING_UNIT = 1024 };
 
-/* kv_first (B..): the position of the oldest key that is still stored. The first query of a sequence must not look back beyond. */
+/* kv_first (B..): the position of the oldest key that is still stored. The first query of a sequence must not look back beyond. Rotary tables begin at the
+ * sequence's beginning. */
 static bool
-check_reach(struct engine *e, PyObject *object, const struct attn_attention *a)
+check_reach(struct engine *e, PyObject *object, struct attn_attention *a)
 {
     static const struct engine_operand operand = {.name = "kv_first", .kind = ENGINE_OFFSETS, .core = "..."};
     struct attn_tensor first;
@@ -210,6 +220,11 @@ check_reach(struct engine *e, PyObject *object, const struct attn_attention *a)
             return false;
         }
     }
+    for (int64_t i = 0; i < e->batch; i++) { /* a second time changes nothing */
+        int64_t *start = (int64_t *)(first.data + attn_batch_offset(i, e->batch_ndim, e->batch_shape, first.batch));
+        *start -= *start % RING_UNIT;
+    }
+    a->rotary.start = first;
     return true;
 }
 
@@ -280,8 +295,8 @@ call_cached(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
         done = open_pages(&e, names, arguments[5], arguments + 7, &a) && check_reach(&e, arguments[6], &a);
     else
         done = done && open_rows(&e, arguments, &a);
-    done =
-        done && engine_flag("return_lse", arguments[17], &with_lse) && engine_outputs(&e, arguments[18], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
+    done = done && bind_rotary(&e, arguments + 17, &a) && engine_flag("return_lse", arguments[20], &with_lse) &&
+           engine_outputs(&e, arguments[21], with_lse ? 2 : 1, &a) && engine_run(&e, &a);
     return engine_close(&e, done);
 }
 

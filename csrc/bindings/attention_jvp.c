@@ -9,7 +9,7 @@
 static const struct engine_function jvp = {
     .name = "scaled_dot_product_attention_jvp",
     .signature = "(h,l,d),(g,s,d),(g,s,e),(h,l,d),(g,s,d),(g,s,e)->(h,l,e),(h,l,e)",
-    .arguments = 25,
+    .arguments = 30,
     .instead = "attn_mask",
     .kernel = offsetof(struct attn_kernels, attention_jvp),
     .operands = {QUERY_AND_KEY(0),
@@ -19,9 +19,9 @@ static const struct engine_function jvp = {
                  {"key_tangent", ENGINE_ADDED, 4, "gsd", 0, JVP_PLACE(key_tangent)},
                  {"value_tangent", ENGINE_ADDED, 5, "gse", 0, JVP_PLACE(value_tangent)},
                  RELATIVE_OPERAND(18),
-                 {"bias_tangent", ENGINE_ADDED, 20, "hls", 0, JVP_PLACE(bias_tangent)},
-                 {"sinks_tangent", ENGINE_PER_HEAD, 21, "h..", 0, JVP_PLACE(sinks_tangent)},
-                 {"relative_bias_tangent", ENGINE_ADDED, 22, "hlt", 0, JVP_PLACE(relative_bias_tangent), .later = true}},
+                 {"bias_tangent", ENGINE_ADDED, 25, "hls", 0, JVP_PLACE(bias_tangent)},
+                 {"sinks_tangent", ENGINE_PER_HEAD, 26, "h..", 0, JVP_PLACE(sinks_tangent)},
+                 {"relative_bias_tangent", ENGINE_ADDED, 27, "hlt", 0, JVP_PLACE(relative_bias_tangent), .later = true}},
     .outputs = {{"output", "hle", false, PLACE(output)},
                 {"output_tangent", "hle", false, JVP_PLACE(output_tangent)},
                 {"lse", "hl.", true, PLACE(lse)},
@@ -63,10 +63,11 @@ call_jvp(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     (void)module;
     j.lse_tangent.data = NULL;
     bool done = engine_open(&e, &jvp, arguments, n, &j) && attention_bind_scores(&e, arguments + 8, &j.forward) &&
+                attention_bind_rotary(&e, arguments + 19, attention_check_batch, &j.forward, &j.forward) &&
                 check_moved("bias", &j.bias_tangent, &j.forward.bias) && check_moved("sinks", &j.sinks_tangent, &j.forward.sinks) &&
-                take_relative_tangent(&e, arguments[22], &j) &&
-                engine_dropout(arguments[7], arguments[19], &j.forward.dropout_p, j.forward.dropout_key) &&
-                engine_flag("return_lse", arguments[23], &with_lse) && engine_outputs(&e, arguments[24], with_lse ? 4 : 2, &j) && engine_run(&e, &j);
+                take_relative_tangent(&e, arguments[27], &j) &&
+                engine_dropout(arguments[7], arguments[24], &j.forward.dropout_p, j.forward.dropout_key) &&
+                engine_flag("return_lse", arguments[28], &with_lse) && engine_outputs(&e, arguments[29], with_lse ? 4 : 2, &j) && engine_run(&e, &j);
     return engine_close(&e, done);
 }
 

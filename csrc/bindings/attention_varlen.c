@@ -24,7 +24,7 @@
 static const struct engine_function varlen = {
     .name = "varlen_attention",
     .signature = "(l,h,d),(s,g,d),(s,g,e),(n),(n)->(l,h,e)",
-    .arguments = 17,
+    .arguments = 22,
     .instead = "its data",
     .packed = true,
     .kernel = offsetof(struct attn_kernels, varlen),
@@ -37,7 +37,7 @@ static const struct engine_function varlen = {
 static const struct engine_function varlen_backward = {
     .name = "varlen_attention_backward",
     .signature = "(l,h,e),(l,h,d),(s,g,d),(s,g,e),(l,h,e),(h,l),(n),(n)->(l,h,d),(s,g,d),(s,g,e)",
-    .arguments = 20,
+    .arguments = 25,
     .instead = "its data",
     .packed = true,
     .kernel = offsetof(struct attn_kernels, varlen_backward),
@@ -46,7 +46,7 @@ static const struct engine_function varlen_backward = {
                  {"grad_output", ENGINE_ADDED, 0, "lhe", 0, VARLEN(gradient)},
                  {"output", ENGINE_ADDED, 4, "lhe", 0, VARLEN(forward.output)},
                  {"lse", ENGINE_ADDED, 5, "hl.", 0, VARLEN(forward.lse)},
-                 {"grad_lse", ENGINE_ADDED, 17, "hl.", 0, VARLEN(grad_lse)}},
+                 {"grad_lse", ENGINE_ADDED, 22, "hl.", 0, VARLEN(grad_lse)}},
     .outputs = {{"query", "lhd", false, VARLEN(grad_query)},
                 {"key", "sgd", false, VARLEN(grad_key)},
                 {"value", "sge", false, VARLEN(grad_value)},
@@ -152,9 +152,32 @@ take_by_sequence(struct engine *e, PyObject *const *arguments, struct attn_varle
     return taken;
 }
 
-/* All but dropout and results. cu: the arguments cu_seqlens_q and _k, which dropout_p, is_causal, scale, causal_offset, ... follow. */
+/* Whether the tables have a row for every query row and key of every sequence. */
 static bool
-bind_varlen(struct engine *e, PyObject *const *arguments, PyObject *const *cu, struct attn_varlen *v)
+check_angles(const void *of, int64_t rows, int64_t *needed)
+{
+    const struct attn_varlen *v = of;
+    const struct attn_attention *a = &v->backward.forward;
+    const struct attn_rotary_tables *rotary = &a->rotary;
+    struct attn_attention one = *a;
+    bool right = true;
+    for (int64_t n = 0; right && n < v->sequences; n++) {
+        one.query_length = v->query_starts[n + 1] - v->query_starts[n];
+        one.key_length = v->key_starts[n + 1] - v->key_starts[n];
+        if (a->causal_offset.data)
+            one.causal_offset.data = a->causal_offset.data + n * a->causal_offset.batch[0];
+        if (rotary->query_positions.data)
+            one.rotary.query_positions.data = rotary->query_positions.data + v->query_starts[n] * rotary->query_positions.row;
+        if (rotary->key_positions.data)
+            one.rotary.key_positions.data = rotary->key_positions.data + v->key_starts[n] * rotary->key_positions.row;
+        right = attention_check_angles(&one, 0, rows, needed);
+    }
+    return right;
+}
+
+/* All but dropout and results. cu: the arguments cu_seqlens_q and _k, which dropout_p, is_causal, scale, causal_offset, ... follow; rotary: rotary_cos, ... */
+static bool
+bind_varlen(struct engine *e, PyObject *const *arguments, PyObject *const *cu, PyObject *const *rotary, struct attn_varlen *v)
 {
     struct attn_attention *a = &v->backward.forward;
     PyObject *const scores[] = {cu[3], cu[4], Py_None, cu[5], cu[6], cu[7]};
@@ -164,6 +187,8 @@ bind_varlen(struct engine *e, PyObject *const *arguments, PyObject *const *cu, s
         return false;
     *engine_size(e, 'l') = v->query_rows;
     *engine_size(e, 's') = v->key_rows;
+    if (!attention_bind_rotary(e, rotary, check_angles, v, a))
+        return false;
     swap_axes(&a->query);
     swap_axes(&a->key);
     swap_axes(&a->value);
@@ -178,9 +203,9 @@ call_varlen(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     bool with_lse = false;
     (void)module;
-    bool done = engine_open(&e, &varlen, arguments, n, &v) && bind_varlen(&e, arguments, arguments + 3, &v) &&
-                engine_dropout(arguments[5], arguments[14], &a->dropout_p, a->dropout_key) && engine_flag("return_lse", arguments[15], &with_lse) &&
-                engine_outputs(&e, arguments[16], with_lse ? 2 : 1, &v);
+    bool done = engine_open(&e, &varlen, arguments, n, &v) && bind_varlen(&e, arguments, arguments + 3, arguments + 14, &v) &&
+                engine_dropout(arguments[5], arguments[19], &a->dropout_p, a->dropout_key) && engine_flag("return_lse", arguments[20], &with_lse) &&
+                engine_outputs(&e, arguments[21], with_lse ? 2 : 1, &v);
     if (done)
         swap_axes(&a->output);
     return engine_close(&e, done && engine_run(&e, &v));
@@ -216,9 +241,10 @@ call_varlen_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     bool done = engine_open(&e, &varlen_backward, arguments, n, &v) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
-    done = done && bind_varlen(&e, arguments, arguments + 6, &v) && engine_dropout(arguments[8], arguments[16], &a->dropout_p, a->dropout_key);
+    done = done && bind_varlen(&e, arguments, arguments + 6, arguments + 16, &v) &&
+           engine_dropout(arguments[8], arguments[21], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && bind_varlen_gradients(&e, arguments[18], arguments[19], &v) && engine_run(&e, &v);
+    done = done && bind_varlen_gradients(&e, arguments[23], arguments[24], &v) && engine_run(&e, &v);
     return engine_close(&e, done);
 }
 

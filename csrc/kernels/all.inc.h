@@ -14,6 +14,7 @@
 #include "attention_tile.inc.h"
 #include "attention_tiles.inc.h"
 #include "attention_rows.inc.h"
+#include "attention_rotary.inc.h"
 #include "attention_visible.inc.h"
 #include "attention_source.inc.h"
 #include "attention_terms.inc.h"

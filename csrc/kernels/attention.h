@@ -19,6 +19,8 @@
  *            paged_attention: key, value (pages, G, page_size, E or D), whose one batch axis are the pages: key j of a batch element is row
  *            j % page_size of page block_table[j / page_size]; entries for keys within the length have been checked, others are not read
  *            attention_with_cache: key, value of ATTN_INT8, each row times its scale
+ *            rotary: tables by which queries and keys are turned while they are loaded (positions_rotary.h): q_i and k_j above are the turned ones.
+ *            Their rows have been checked for every query row and key that is visible so far as causal rule, window and lengths tell
  *            Strides are in bytes. Lengths, offsets and rows have been checked by the caller.
  * Returns    output (B.., H, L, D), lse (B.., H, L) in REAL or NULL; attention_weights: output (B.., H, row_count, S);
  *            attention_received: output (B.., H, S). Outputs overlap no input and no element of themselves.
@@ -32,7 +34,7 @@
 #ifndef ATTN_ATTENTION_H
 #define ATTN_ATTENTION_H
 
-#include "../core/attn.h"
+#include "positions_rotary.h"
 
 /* Tiles of 64 queries and 64 keys, as rows of compressed sparse tiles: those of tile row r and leading index n are indptr[n (rows + 1) + r] ... */
 struct attn_block_mask {
@@ -42,6 +44,15 @@ struct attn_block_mask {
     const uint64_t *bits;
     int64_t rows;            /* tile rows */
     int64_t head, batch[ATTN_MAX_BATCH]; /* strides of the leading index */
+};
+
+/* Rotary positions: query i and key j are turned by rows of the tables before their product. */
+struct attn_rotary_tables {
+    struct attn_tensor cosine, sine; /* (rows, columns) in REAL, native, side by side along the columns, rows free; absent: none */
+    int64_t pairs;                   /* features 0 ... 2 pairs - 1 turn */
+    enum attn_rotation how;
+    struct attn_tensor query_positions, key_positions; /* (B.., L), (B.., S) ATTN_INT64, native: the rows; or absent: i + offset + start, j + start */
+    struct attn_tensor start; /* (B..) ATTN_INT64, native; or absent: 0 */
 };
 
 struct attn_attention {
@@ -59,8 +70,8 @@ struct attn_attention {
     struct attn_tensor rows;
     struct attn_tensor output, lse;
     int64_t row_count;
-    struct attn_tensor block_table;            /* (B.., pages of the longest sequence) ATTN_INT64, native, stride `column`; or absent */
-    int64_t page_size;                         /* keys a page, where there is a table */
+    struct attn_tensor block_table; /* (B.., pages of the longest sequence) ATTN_INT64, native, stride `column`; or absent */
+    int64_t page_size; /* keys a page, where there is a table */
     struct attn_tensor key_scale, value_scale; /* (B.., G, S) in REAL, native: what each row of ATTN_INT8 is multiplied by; or absent */
     double scale, softcap; /* softcap 0: none */
     bool is_causal;
@@ -69,8 +80,35 @@ struct attn_attention {
     uint32_t dropout_key[4];
     int64_t first_batch; /* the number that dropout gives batch element 0 */
     struct attn_block_mask block_mask;
-    /* Room is left here for rotary (positions). */
+    struct attn_rotary_tables rotary;
 };
+
+/* The query rows and the keys of a batch element that see, or are seen by, something, so far as lengths, causal rule and window tell. Query i stands at
+ * position i + offset. */
+struct attn_seen {
+    int64_t first_query, end_query, first_key, end_key;
+};
+
+static inline struct attn_seen
+attn_seen(const struct attn_attention *a, int64_t queries, int64_t keys, int64_t offset)
+{
+    int64_t first = offset, last = offset + queries - 1; /* positions of the rows that see something */
+    int64_t left = a->window_left, right = a->window_right;
+    if (a->is_causal)
+        first = attn_max(first, 0);
+    if (right >= 0)
+        first = attn_max(first, -right);
+    if (left >= 0)
+        last = attn_min(last, left < INT64_MAX - keys ? keys - 1 + left : INT64_MAX);
+    if (keys <= 0 || first > last)
+        return (struct attn_seen){0, 0, 0, 0};
+    struct attn_seen seen = {first - offset, last + 1 - offset, left >= 0 ? attn_max(0, first - left) : 0, keys};
+    if (a->is_causal)
+        seen.end_key = attn_min(seen.end_key, last + 1);
+    if (right >= 0 && right < keys - last)
+        seen.end_key = attn_min(seen.end_key, last + right + 1);
+    return seen;
+}
 
 /* parts (n) partial results of the same rows. outputs: `parts` tensors (B.., rows, D) with their lses (B.., rows); all of one type. */
 struct attn_merge {

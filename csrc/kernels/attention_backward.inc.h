@@ -102,10 +102,10 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
     for (int64_t n = 0; n < cut->inner; n++) {
         int64_t from, end;
         attn_backward_pair(a, cut, unit, n, &batch, &head);
-        if (n % cut->shared == 0) {
+        if (n % cut->shared == 0 || cut->turns_apart)
             memset(p->grad_key, 0, (size_t)(keys * p->query_pitch) * sizeof(REAL));
+        if (n % cut->shared == 0)
             memset(p->grad_value, 0, (size_t)(keys * p->value_pitch) * sizeof(REAL));
-        }
         for (int i = 0; i * step < keys; i++)
             key_block_load(a, batch, head, first + i * step, (int)attn_min(step, keys - i * step), true, p->loaded[i], &p->block[i]);
         const struct attn_place place = place_of(a, batch);
@@ -113,11 +113,14 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
         for (int64_t number = from; number < end; number++)
             if (!backward_row_block(b, cut, batch, head, number, chunk, p))
                 return;
+        if (cut->turns_apart)
+            add_turned_back(a, batch, first, keys, n % cut->shared == 0, p);
         if ((n + 1) % cut->shared == 0) {
             if (b->grad_key.data)
-                store_sums(a, &b->grad_key, batch, head, first, keys, (REAL)a->scale, p->grad_key, a->head_dim);
+                store_sums(a, &b->grad_key, batch, head, first, keys, (REAL)a->scale, attn_turns(a) && !cut->turns_apart,
+                           cut->turns_apart ? p->turned_back : p->grad_key, a->head_dim);
             if (b->grad_value.data)
-                store_sums(a, &b->grad_value, batch, head, first, keys, (REAL)(1 / (1 - a->dropout_p)), p->grad_value, a->value_dim);
+                store_sums(a, &b->grad_value, batch, head, first, keys, (REAL)(1 / (1 - a->dropout_p)), false, p->grad_value, a->value_dim);
         }
     }
 }

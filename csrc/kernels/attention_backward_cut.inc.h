@@ -27,6 +27,7 @@ struct attn_backward_cut {
     int axis[ATTN_MAX_BATCH + 1]; /* batch axes; batch_ndim: the heads */
     bool own_query;        /* one chunk makes all of a block of grad_query, in memory of its own */
     bool row_sums, turns;
+    bool turns_apart;      /* each pair's part of grad_key is turned back before they are added: by positions of its own */
     bool prepares;         /* log-sum-exps and deltas are computed once, before the chunks */
 };
 
@@ -77,6 +78,8 @@ attn_backward_cut(const struct attn_attention_backward *b)
             cut.outer += rank == 0;
             *(rank == 0 ? &cut.units : &cut.inner) *= size;
             cut.shared *= rank == 2 ? size : 1;
+            cut.turns_apart |=
+                rank == 2 && b->grad_key.data && attn_turns(a) && a->rotary.key_positions.data && a->rotary.key_positions.batch[axis] != 0;
         }
     int64_t key_blocks = attn_key_blocks(a);
     cut.pairs = a->batch * cut.heads;

@@ -14,10 +14,18 @@
 #define load_query SUFFIX(load_query)
 #define load_gradient SUFFIX(load_gradient)
 #define store_sums SUFFIX(store_sums)
+#define add_turned_back SUFFIX(add_turned_back)
 #define clear_query SUFFIX(clear_query)
 #define store_query SUFFIX(store_query)
 
 enum { ATTN_BACKWARD_TILES = 3 }; /* dS, dropped weights, slopes of the softcap */
+
+/* Whether batch elements that share their keys may have them turned otherwise. */
+static inline bool
+attn_turns_apart(const struct attn_attention *a)
+{
+    return attn_turns(a) && a->rotary.key_positions.data;
+}
 #endif
 
 struct backward_place {
@@ -33,6 +41,7 @@ struct backward_place {
     REAL *grad_query;                  /* [group][E][width]: where this row block's grows */
     REAL *own_query;                   /* one such block of this thread */
     REAL *grad_key, *grad_value;       /* [keys of the chunk][pitch] */
+    REAL *turned_back;                 /* as grad_key, of several pairs; absent without key_positions */
     struct key_block block[ATTN_BACKWARD_BLOCKS];
     REAL *loaded[ATTN_BACKWARD_BLOCKS]; /* for key_block_load */
 };
@@ -49,7 +58,8 @@ backward_bytes(const struct attn_attention *a, int blocks)
     size_t pitches = (size_t)(whole_vectors(a->head_dim) + whole_vectors(a->value_dim)), row = ATTN_BLOCK * sizeof(REAL);
     return attn_round_up(sizeof(struct backward_place)) + workplace_bytes(a->head_dim, a->value_dim) + rows_bytes(a->head_dim, a->value_dim) +
            pitches * row + (ATTN_BACKWARD_TILES * ATTN_BLOCK + 2 + (size_t)a->head_dim) * row +
-           (size_t)blocks * (pitches * row + key_block_bytes(a->head_dim, a->value_dim));
+           (size_t)blocks *
+               (pitches * row + key_block_bytes(a->head_dim, a->value_dim) + (attn_turns_apart(a) ? (size_t)whole_vectors(a->head_dim) * row : 0));
 }
 
 /* Lays everything out at the front of a thread's scratch. */
@@ -74,7 +84,8 @@ backward_open(const struct attn_attention *a, int blocks, char *memory)
     p->own_query = p->sums + 2 * ATTN_BLOCK;
     p->grad_key = p->own_query + ATTN_BLOCK * a->head_dim;
     p->grad_value = p->grad_key + blocks * ATTN_BLOCK * p->query_pitch;
-    memory = (char *)(p->grad_value + blocks * ATTN_BLOCK * p->value_pitch);
+    p->turned_back = p->grad_value + blocks * ATTN_BLOCK * p->value_pitch;
+    memory = (char *)(p->turned_back + (attn_turns_apart(a) ? blocks * ATTN_BLOCK * p->query_pitch : 0));
     for (int n = 0; n < blocks; n++, memory += key_block_bytes(a->head_dim, a->value_dim))
         p->loaded[n] = (REAL *)memory;
     return p;
@@ -142,6 +153,8 @@ load_query(const struct attn_attention *a, int64_t batch, struct backward_place 
 {
     const REAL *row[ATTN_BLOCK];
     copy_rows(a, &a->query, batch, p->rows, live, a->head_dim, p->query);
+    if (attn_turns(a))
+        turn_queries(a, batch, p->rows, p->query, p->query_pitch, false);
     for (int lane = 0; lane < p->rows->count; lane++)
         row[lane] = p->query + lane * p->query_pitch;
     p->rows->query_abs = rows_pack(p->rows, row, a->head_dim, query_factor_of(a), p->rows->query);
@@ -165,18 +178,31 @@ load_gradient(const struct attn_attention_backward *b, int64_t batch, struct bac
     p->grad_state = ATTN_UNKNOWN;
 }
 
-/* Rows first ... first + keys - 1 of the gradient of a key/value head, times `factor`. */
+/* Rows first ... first + keys - 1 of the gradient of a key/value head, times `factor`; turned back where they are of turned keys. */
 static void
 store_sums(const struct attn_attention *a, const struct attn_tensor *t, int64_t batch, int64_t kv_head, int64_t first, int64_t keys, REAL factor,
-           REAL *sums, int64_t n)
+           bool turned, REAL *sums, int64_t n)
 {
     int64_t pitch = whole_vectors(n);
     char *data = output_batch(a, t, batch) + kv_head * t->head + first * t->row;
-    for (int64_t j = 0; j < keys; j++, sums += pitch) {
-        for (int64_t c = 0; c < pitch; c += LANES)
-            v_store(sums + c, v_load(sums + c) * v_splat(factor));
-        store_row(data + j * t->row, t->column, sums, n, t->type, t->swapped);
-    }
+    for (int64_t i = 0; i < keys * pitch; i += LANES)
+        v_store(sums + i, v_load(sums + i) * v_splat(factor));
+    if (turned)
+        turn_keys_back(a, batch, first, keys, sums, pitch);
+    for (int64_t j = 0; j < keys; j++)
+        store_row(data + j * t->row, t->column, sums + j * pitch, n, t->type, t->swapped);
+}
+
+/* The sums of one pair turned back and added to those of the pairs before it, whose keys were turned otherwise. */
+static void
+add_turned_back(const struct attn_attention *a, int64_t batch, int64_t first, int64_t keys, bool begins, struct backward_place *p)
+{
+    int64_t pitch = p->query_pitch;
+    turn_keys_back(a, batch, first, keys, p->grad_key, pitch);
+    if (begins)
+        memset(p->turned_back, 0, (size_t)(keys * pitch) * sizeof(REAL));
+    for (int64_t i = 0; i < keys * pitch; i += LANES)
+        v_store(p->turned_back + i, v_load(p->turned_back + i) + v_load(p->grad_key + i));
 }
 
 /* grad_query of rows that see nothing. */
@@ -190,7 +216,7 @@ clear_query(const struct attn_attention_backward *b, int64_t batch, const struct
         store_row(output_row(t, data, rows->head[lane], rows->index[lane]), t->column, zeros, b->forward.head_dim, t->type, t->swapped);
 }
 
-/* A finished block of grad_query is stored, or added where the gradient accumulates. */
+/* A finished block of grad_query is turned back and stored, or added where the gradient accumulates. */
 static void
 store_query(const struct attn_attention_backward *b, int64_t batch, const struct row_block *rows, const REAL *block, REAL *staging)
 {
@@ -203,14 +229,17 @@ store_query(const struct attn_attention_backward *b, int64_t batch, const struct
         factor[lane] = (REAL)a->scale;
         row[lane] = staging + lane * pitch;
     }
-    if (!b->query_accumulates) {
+    if (!b->query_accumulates && !attn_turns(a)) {
         rows_store(a, t, batch, rows, block, n, factor, staging);
         return;
     }
     rows_out(rows, row, block, n, n, factor);
+    if (attn_turns(a))
+        turn_queries(a, batch, rows, staging, pitch, true);
     for (int lane = 0; lane < rows->count; lane++) {
-        REAL *to = (REAL *)output_row(t, data, rows->head[lane], rows->index[lane]);
-        for (int64_t c = 0; c < n; c++)
-            to[c] += row[lane][c];
+        char *to = output_row(t, data, rows->head[lane], rows->index[lane]);
+        for (int64_t c = 0; c < n && b->query_accumulates; c++)
+            row[lane][c] += ((REAL *)to)[c];
+        store_row(to, t->column, row[lane], n, t->type, t->swapped);
     }
 }

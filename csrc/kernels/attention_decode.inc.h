@@ -64,7 +64,10 @@ decode_open(const struct attn_attention *a, struct attn_row_layout layout, int64
     struct query_factor factor = query_factor_of(a);
     for (int h = 0; h < rows->count; h++) {
         REAL *query = state->query + h * state->key_pitch;
+        int64_t angle = attn_turns(a) ? query_angle(a, batch, rows, h) : -1;
         load_padded(query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]), &a->query, a->head_dim);
+        if (angle >= 0)
+            turn(a, angle, query, query, false);
         for (int64_t d = 0; d < state->key_pitch; d += LANES)
             v_store(query + d, scaled_query(v_load(query + d), factor));
         state->top[h] = -REAL_INFINITY;
@@ -83,15 +86,15 @@ struct decode_side {
     REAL scale[ATTN_BLOCK] __attribute__((aligned(64)));
 };
 
-/* Keys (or values) first ... first + keys - 1 of a head: in place where they are whole vectors of a type that loads as REALs, else loaded and filled up
- * with 0. */
+/* Keys (or values) first ... first + keys - 1 of a head, all visible to some row: in place where they are whole vectors of a type that loads as REALs, else
+ * loaded and filled up with 0. turns: keys are, by their positions. */
 static void
 side_open(const struct attn_attention *a, const struct attn_tensor *t, const struct attn_tensor *scale, int64_t batch, int64_t kv_head, int64_t first,
-          int keys, int64_t n, REAL *memory, struct decode_side *side)
+          int keys, int64_t n, bool turns, REAL *memory, struct decode_side *side)
 {
     int64_t pitch = (n + LANES - 1) / LANES * LANES;
     struct stored_rows *rows = &side->rows;
-    bool direct = n % LANES == 0 && is_loadable(t, &rows->stored);
+    bool direct = n % LANES == 0 && is_loadable(t, &rows->stored) && !turns;
     places_of(a, t, batch, kv_head, first, keys, side->place);
     side->scaled = direct && scale->data;
     if (scale->data)
@@ -105,6 +108,8 @@ side_open(const struct attn_attention *a, const struct attn_tensor *t, const str
             load_padded(row, side->place[r], t, n);
             if (scale->data)
                 scale_row(row, n, side->scale[r]);
+            if (turns)
+                turn(a, key_angle(a, batch, first + r), row, row, false);
             side->place[r] = (const char *)row;
         }
     }
@@ -162,6 +167,7 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     uint64_t seen = attn_bit_range(0, w->keys);
+    struct attn_tensor turned;
     if (w->sight == ATTN_PARTIAL)
         seen &= w->seen[h];
     for (int t = 0; t < w->keys; t += LANES) {
@@ -169,9 +175,11 @@ decode_terms(const struct attn_attention *a, int64_t batch, const struct row_blo
         if (v_any(s - s != (vreal){0})) {
             v_store(score + t, s);
             for (int n = t; n < t + LANES && n < w->keys; n++)
-                if (score[n] - score[n] != 0 && (seen >> n & 1))
-                    score[n] = repaired_score(a, &a->query, row_in(a, &a->query, batch, rows->head[h], rows->index[h]),
-                                              side_row(key, n, a->head_dim, w->staging), score[n]);
+                if (score[n] - score[n] != 0 && (seen >> n & 1)) {
+                    const struct attn_tensor *of = &a->query;
+                    const char *query = turned_query(a, batch, rows, h, &of, &turned, w->staging + (a->head_dim + LANES - 1) / LANES * LANES);
+                    score[n] = repaired_score(a, of, query, side_row(key, n, a->head_dim, w->staging), score[n]);
+                }
             s = v_load(score + t);
         }
         if (a->softcap != 0)
@@ -233,10 +241,10 @@ decode_step(const struct attn_attention *a, int64_t batch, int64_t kv_head, int6
     if (tile_sight(a, batch, rows, &block, false, w) == ATTN_HIDDEN)
         return;
     first += w->from;
-    side_open(a, &a->key, &a->key_scale, batch, kv_head, first, w->keys, a->head_dim, w->block, &key);
+    side_open(a, &a->key, &a->key_scale, batch, kv_head, first, w->keys, a->head_dim, attn_turns(a), w->block, &key);
     if (a->block_table.data)
         side_look_ahead(a, batch, kv_head, first, w->keys, rows->any_end, &key);
-    side_open(a, &a->value, &a->value_scale, batch, kv_head, first, w->keys, a->value_dim, w->block + ATTN_BLOCK * state->key_pitch, &value);
+    side_open(a, &a->value, &a->value_scale, batch, kv_head, first, w->keys, a->value_dim, false, w->block + ATTN_BLOCK * state->key_pitch, &value);
     row_scores(rows->count, state->query, state->key_pitch, &key.rows, w->keys, &value.rows, state->value_pitch, state->scores);
     bool plain = w->sight == ATTN_FULL && w->keys % LANES == 0 && !has_terms(a) && !scales_scores(a);
     for (int h = 0; h < rows->count; h++) {

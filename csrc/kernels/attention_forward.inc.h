@@ -52,11 +52,12 @@ struct attn_forward_cut {
     bool shares_head;  /* one task a part, merged in a second phase; else a task computes all parts of its head */
 };
 
-/* The decode kernel is bound by memory while its few rows share a read; keys that are stored in fewer bytes leave less time. */
+/* The decode kernel is bound by memory while its few rows share a read; keys that are stored in fewer bytes leave less time, unless they are turned:
+ * those are float32 by then. */
 static inline bool
 attn_decodes(const struct attn_attention *a)
 {
-    bool narrow = a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16 || a->key.type == ATTN_INT8;
+    bool narrow = !attn_turns(a) && (a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16 || a->key.type == ATTN_INT8);
     return a->query_length * a->group <= (narrow ? 8 : 4);
 }
 
@@ -174,7 +175,7 @@ segment_products(const struct attn_attention *a, int64_t batch, const struct row
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (risky)
-        repair_scores(a, batch, rows, s, &a->query, block->key + first * block->key_row, block->key_row);
+        repair_scores(a, batch, rows, s, &a->query, block->key + first * block->key_row, block->key_row, w->staging);
     if (a->softcap != 0)
         cap_scores(a->softcap, s);
     return changed;

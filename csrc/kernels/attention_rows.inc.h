@@ -8,8 +8,6 @@
 #define rows_place SUFFIX(rows_place)
 #define rows_describe SUFFIX(rows_describe)
 #define rows_tiles SUFFIX(rows_tiles)
-#define rows_load SUFFIX(rows_load)
-#define rows_transposed SUFFIX(rows_transposed)
 #define rows_ranges SUFFIX(rows_ranges)
 #define row_in SUFFIX(row_in)
 #define place_of SUFFIX(place_of)
@@ -357,34 +355,6 @@ rows_pack(const struct row_block *rows, const REAL *const *row, int64_t n, struc
         lane += width;
     }
     return v_sum(sum);
-}
-
-/* The row block's rows of an operand (B.., H, L, n), as [group][n][width] and times `factor`. staging: 64 rows of n REALs rounded up to whole
- * vectors, for what cannot be read in place. Returns the sum of the absolute values written. */
-static REAL
-rows_transposed(const struct attn_attention *a, const struct attn_tensor *t, int64_t batch, const struct row_block *rows, int64_t n,
-                struct query_factor factor, REAL *staging, REAL *to)
-{
-    const char *data = scalar_at(a, t, batch, 0);
-    int64_t pitch = (n + LANES - 1) / LANES * LANES;
-    const REAL *row[ATTN_BLOCK];
-    bool direct = is_direct(t);
-    for (int lane = 0; lane < rows->count; lane++) {
-        const char *p = data + rows->head[lane] * t->head + rows->index[lane] * t->row;
-        row[lane] = direct ? (const REAL *)p : staging + lane * pitch;
-        if (!direct)
-            load_row(staging + lane * pitch, p, t->column, n, t->type, t->swapped);
-    }
-    return rows_pack(rows, row, n, factor, to);
-}
-
-/* Describes and loads a row block; staging as above. */
-static void
-rows_load(const struct attn_attention *a, struct attn_row_layout layout, int64_t batch, int64_t kv_head, int64_t block, REAL *staging,
-          struct row_block *rows)
-{
-    rows_describe(a, layout, batch, kv_head, block, rows);
-    rows->query_abs = rows_transposed(a, &a->query, batch, rows, a->head_dim, query_factor_of(a), staging, rows->query);
 }
 
 /* A sink enters the maximum and the sum, as a key without a value would; rows past the batch element's length have none. */

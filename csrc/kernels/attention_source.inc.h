@@ -14,6 +14,7 @@
 #define scale_row SUFFIX(scale_row)
 #define block_rows SUFFIX(block_rows)
 #define source_rows SUFFIX(source_rows)
+#define turned_rows SUFFIX(turned_rows)
 #define sum_of_abs SUFFIX(sum_of_abs)
 #define block_is_finite SUFFIX(block_is_finite)
 
@@ -149,6 +150,16 @@ source_rows(const struct attn_attention *a, const struct attn_tensor *t, const s
     return memory;
 }
 
+/* Rows of keys, or of their tangents, turned into `memory`, where they may lie already. */
+static const REAL *
+turned_rows(const struct attn_attention *a, int64_t batch, int64_t first, int keys, const REAL *from, REAL *memory, int64_t *row)
+{
+    int64_t pitch = (a->head_dim + LANES - 1) / LANES * LANES;
+    turn_keys(a, batch, first, keys, from, *row, memory, pitch);
+    *row = pitch;
+    return memory;
+}
+
 /* value may be absent. */
 static void
 key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, int64_t first, int keys, bool shared, REAL *memory,
@@ -157,6 +168,8 @@ key_block_load(const struct attn_attention *a, int64_t batch, int64_t kv_head, i
     block->first = first;
     block->keys = keys;
     block->key = source_rows(a, &a->key, &a->key_scale, batch, kv_head, first, keys, a->head_dim, shared, memory, &block->key_row);
+    if (attn_turns(a))
+        block->key = turned_rows(a, batch, first, keys, block->key, memory, &block->key_row);
     block->key_abs = sum_of_abs(block->key, block->key_row, keys, a->head_dim);
     block->value = NULL;
     block->value_row = 0;

@@ -114,6 +114,8 @@ tangent_block_load(const struct attn_attention_jvp *j, int64_t batch, int64_t kv
     b->value_state = ATTN_UNKNOWN;
     if (key->data) {
         b->key = block_rows(key, scalar_at(a, key, batch, kv_head) + first * key->row, keys, a->head_dim, shared, p->block, &b->key_row);
+        if (attn_turns(a))
+            b->key = turned_rows(a, batch, first, keys, b->key, p->block, &b->key_row);
         b->key_abs = sum_of_abs(b->key, b->key_row, keys, a->head_dim);
     }
     if (value->data) {
@@ -122,10 +124,11 @@ tangent_block_load(const struct attn_attention_jvp *j, int64_t batch, int64_t kv
     }
 }
 
-/* One product of queries and keys of a segment, in log2 units; `most` bounds every partial sum of it. What of finite rows overflows saturates. */
+/* One product of queries and keys of a segment, in log2 units; `most` bounds every partial sum of it. What of finite rows overflows saturates.
+ * memory: a row of E REALs. */
 static void
 tangent_product(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s,
-                const struct attn_tensor *queries, const REAL *key, int64_t key_row, REAL most)
+                const struct attn_tensor *queries, const REAL *key, int64_t key_row, REAL most, REAL *memory)
 {
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
@@ -134,7 +137,7 @@ tangent_product(const struct attn_attention *a, int64_t batch, const struct row_
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (!(most < REAL_MAX))
-        repair_scores(a, batch, rows, s, queries, key, key_row);
+        repair_scores(a, batch, rows, s, queries, key, key_row, memory);
 }
 
 /* first = (first + second) ln 2, times the slope of the softcap at the capped `scores`, where a tanh within rounding of 1 has none. second: NULL where
@@ -171,9 +174,9 @@ tangent_products(const struct attn_attention_jvp *j, int64_t batch, const struct
     first.query = r->query + (s->query - r->rows.query);
     if (j->query_tangent.data)
         tangent_product(a, batch, &r->rows, &first, &j->query_tangent, b->block.key + key * b->block.key_row, b->block.key_row,
-                        r->query_abs * b->block.key_abs);
+                        r->query_abs * b->block.key_abs, p->w->staging);
     if (b->key)
-        tangent_product(a, batch, &r->rows, &second, &a->query, b->key + key * b->key_row, b->key_row, r->rows.query_abs * b->key_abs);
+        tangent_product(a, batch, &r->rows, &second, &a->query, b->key + key * b->key_row, b->key_row, r->rows.query_abs * b->key_abs, p->w->staging);
     if (j->query_tangent.data || b->key)
         join_products(a->softcap, s, first.scores, j->query_tangent.data && b->key ? second.scores : NULL);
     else

@@ -39,7 +39,7 @@ saturating_sum(vreal x, vreal y)
 }
 
 /* A score that came out inf or NaN in REAL, from finite rows: again in a wider type, saturated. Rows that are not finite keep theirs.
- * query: a row of the operand; key: a row as it was loaded, which changes no value. */
+ * query: a row of the operand, or turned; key: a row as it was loaded. */
 static REAL
 repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const REAL *key, REAL score)
 {
@@ -57,17 +57,20 @@ repaired_score(const struct attn_attention *a, const struct attn_tensor *queries
     return sum > REAL_MAX ? REAL_MAX : sum < -REAL_MAX ? -REAL_MAX : (REAL)sum;
 }
 
-/* key: the segment's first. */
+/* key: the segment's first. memory: a row of E REALs. */
 static void
 repair_scores(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const struct segment *s, const struct attn_tensor *queries,
-              const REAL *key, int64_t key_row)
+              const REAL *key, int64_t key_row, REAL *memory)
 {
+    struct attn_tensor turned;
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv * LANES && s->lane + i < rows->count; i++) {
             REAL *score = s->scores + t * s->width + i;
-            if (*score - *score != 0)
-                *score = repaired_score(a, queries, row_in(a, queries, batch, rows->head[s->lane + i], rows->index[s->lane + i]), key + t * key_row,
-                                        *score);
+            const struct attn_tensor *of = queries;
+            if (*score - *score != 0) {
+                const char *query = turned_query(a, batch, rows, s->lane + i, &of, &turned, memory);
+                *score = repaired_score(a, of, query, key + t * key_row, *score);
+            }
         }
 }
 

@@ -66,6 +66,8 @@ attn_varlen_place(const struct attn_varlen *v, int64_t n, struct attn_attention_
     attn_move(&one->lse, &a->lse, query, a->lse.row);
     attn_move(&one->key, &a->key, key, a->key.row);
     attn_move(&one->value, &a->value, key, a->value.row);
+    attn_move(&one->rotary.query_positions, &a->rotary.query_positions, query, a->rotary.query_positions.row);
+    attn_move(&one->rotary.key_positions, &a->rotary.key_positions, key, a->rotary.key_positions.row);
     attn_move(&one->causal_offset, &a->causal_offset, n, a->causal_offset.batch[0]);
     attn_move(&one->alibi_slopes, &a->alibi_slopes, n, a->alibi_slopes.batch[0]);
     attn_move(&one->sinks, &a->sinks, n, a->sinks.batch[0]);
