@@ -74,6 +74,7 @@ def scaled_dot_product_attention_backward(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rotary: tuple[ArrayLike, ArrayLike] | None = None,
     rotary_interleaved: bool = False,
     query_positions: ArrayLike | None = None,
@@ -124,6 +125,7 @@ def scaled_dot_product_attention_backward(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
     rotary : tuple of two (P, C) array_like of float32 or float64, optional
     rotary_interleaved : bool, default False
     query_positions : (..., L) array_like of int, optional
@@ -210,7 +212,7 @@ def scaled_dot_product_attention_backward(
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.scaled_dot_product_attention_backward(
         grad_output, query, key, value, output, lse, attn_mask, dropout_p, is_causal, scale, bias, causal_offset,
-        window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, cos, sin,
+        window_size, softcap, alibi_slopes, sinks, query_lengths, kv_lengths, relative_bias, cos, sin,
         rotary_interleaved, query_positions, key_positions, words, grad_lse, needed, _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
@@ -232,6 +234,7 @@ def attention_weights_backward(
     sinks: ArrayLike | None = None,
     query_lengths: ArrayLike | None = None,
     kv_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rotary: tuple[ArrayLike, ArrayLike] | None = None,
     rotary_interleaved: bool = False,
     query_positions: ArrayLike | None = None,
@@ -266,6 +269,7 @@ def attention_weights_backward(
     alibi_slopes : (H,) or (..., H) array_like, optional
     sinks : (H,) or (..., H) array_like, optional
     query_lengths, kv_lengths : (...) array_like of int, optional
+    relative_bias : (..., H, L or 1, 2K + 1) array_like of float, optional
     rotary : tuple of two (P, C) array_like of float32 or float64, optional
     rotary_interleaved : bool, default False
     query_positions : (..., L) array_like of int, optional
@@ -319,8 +323,8 @@ def attention_weights_backward(
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.attention_weights_backward(
         grad_weights, query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes,
-        sinks, query_lengths, kv_lengths, cos, sin, rotary_interleaved, query_positions, key_positions, rows, needed,
-        _places(out, needed),
+        sinks, query_lengths, kv_lengths, relative_bias, cos, sin, rotary_interleaved, query_positions, key_positions,
+        rows, needed, _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
 

@@ -174,6 +174,7 @@ def varlen_attention_backward(
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     rotary: tuple[ArrayLike, ArrayLike] | None = None,
     rotary_interleaved: bool = False,
     query_positions: ArrayLike | None = None,
@@ -214,6 +215,7 @@ def varlen_attention_backward(
     softcap : float, optional
     alibi_slopes : (H,) or (N, H) array_like, optional
     sinks : (H,) or (N, H) array_like, optional
+    relative_bias : (H, T or 1, 2K + 1) or (N, H, T or 1, 2K + 1) array_like of float, optional
     rotary : tuple of two (P, C) array_like of float32 or float64, optional
     rotary_interleaved : bool, default False
     query_positions : (T,) array_like of int, optional
@@ -277,8 +279,8 @@ def varlen_attention_backward(
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.varlen_attention_backward(
         grad_output, query, key, value, output, lse, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale,
-        causal_offset, window_size, softcap, alibi_slopes, sinks, cos, sin, rotary_interleaved, query_positions,
-        key_positions, words, grad_lse, needed, _places(out, needed),
+        causal_offset, window_size, softcap, alibi_slopes, sinks, relative_bias, cos, sin, rotary_interleaved,
+        query_positions, key_positions, words, grad_lse, needed, _places(out, needed),
     )  # fmt: skip
     return AttentionGradients(*found)
 

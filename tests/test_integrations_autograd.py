@@ -70,6 +70,7 @@ CALLS = {
     "merge": (
         lambda *operands: attnpy.merge_attention(operands[:3], operands[3:]), (*PARTS[0], *PARTS[1])),
     "merge of stacks": (attnpy.merge_attention, (np.stack(PARTS[0]), np.stack(PARTS[1]))),
+    "T5's bias": (lambda table: attnpy.t5_relative_bias(table, 20, 30), (double(32, 3),)),
     "softmax": (lambda x: attnpy.softmax(x, (0, 2)), (QUERY,)),
     "softmax where": (lambda x: attnpy.softmax(x, where=KEEP), (QUERY,)),
     "log_softmax": (attnpy.log_softmax, (QUERY,)),

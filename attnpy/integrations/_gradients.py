@@ -64,14 +64,6 @@ def _or_zeros(gradient, result):
     return np.broadcast_to(np.zeros((), result.dtype), result.shape) if gradient is None else gradient
 
 
-def _of_backward(names, arguments):
-    """The arguments of a call as its backward function takes them."""
-    place = names.index("relative_bias")
-    if arguments[place] is not None:
-        raise NotImplementedError("there are no gradients yet of calls with relative_bias")
-    return [*arguments[:place], *arguments[place + 1 :]]
-
-
 # --- attention
 
 
@@ -83,7 +75,6 @@ def _attention(arguments):
 def _attention_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
-    arguments = _of_backward(ATTENTION, arguments)
     found = _core.scaled_dot_product_attention_backward(
         _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse,
         _needs(ATTENTION, places), None,
@@ -119,7 +110,6 @@ def _weights(arguments):
 
 
 def _weights_backward(arguments, needed, gradients, places):
-    arguments = _of_backward(WEIGHTS, arguments)
     found = _core.attention_weights_backward(gradients[0], *arguments[:-1], _needs(WEIGHTS, places), None)
     return _by_place(WEIGHTS, found)
 
@@ -133,7 +123,6 @@ def _received_backward(arguments, needed, gradients, places):
     gradient = np.asarray(gradients[0])
     rows = (*gradient.shape[:-1], np.shape(arguments[0])[-2], gradient.shape[-1])
     gradient = np.broadcast_to(gradient[..., None, :], rows)
-    arguments = _of_backward(RECEIVED, arguments)
     found = _core.attention_weights_backward(gradient, *arguments[:-1], None, _needs(RECEIVED, places), None)
     return _by_place(RECEIVED, found)
 
@@ -149,7 +138,6 @@ def _varlen(arguments):
 def _varlen_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
-    arguments = _of_backward(VARLEN, arguments)
     found = _core.varlen_attention_backward(
         _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse, _needs(VARLEN, places),
         None,

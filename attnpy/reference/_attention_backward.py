@@ -53,6 +53,7 @@ def scaled_dot_product_attention_backward(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
     rotary=None,
     rotary_interleaved=False,
     query_positions=None,
@@ -69,7 +70,7 @@ def scaled_dot_product_attention_backward(
     and from dS what _gradients says. grad_output and output (..., H, L, D), lse and grad_lse (..., H, L).
     """
     given = dict(query=query, key=key, value=value, attn_mask=attn_mask, bias=bias, sinks=sinks,
-                 alibi_slopes=alibi_slopes)  # fmt: skip
+                 alibi_slopes=alibi_slopes, relative_bias=relative_bias)  # fmt: skip
     _check_needs(needs, given)
     q, k, v, batch, _ = _operands(query, key, value)
     q, k, rotation = _turned(
@@ -78,7 +79,7 @@ def scaled_dot_product_attention_backward(
     )  # fmt: skip
     score, visible, sink, counted, distance = _visible_scores(
         q, k, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     rows = visible.shape[:-1]
     grad_output = _of_rows("grad_output", grad_output, (*rows, v.shape[-1]))
@@ -121,6 +122,7 @@ def attention_weights_backward(
     sinks=None,
     query_lengths=None,
     kv_lengths=None,
+    relative_bias=None,
     rotary=None,
     rotary_interleaved=False,
     query_positions=None,
@@ -135,7 +137,8 @@ def attention_weights_backward(
     and from dS what _gradients says. grad_weights dP: (..., H, L, S), or (..., H, R, S) with `rows`, where the parts of
     a row that is named more than once add up.
     """
-    given = dict(query=query, key=key, attn_mask=attn_mask, bias=bias, sinks=sinks, alibi_slopes=alibi_slopes)
+    given = dict(query=query, key=key, attn_mask=attn_mask, bias=bias, sinks=sinks, alibi_slopes=alibi_slopes,
+                 relative_bias=relative_bias)  # fmt: skip
     _check_needs(needs, given)
     q, k, _, batch, _ = _operands(query, key)
     q, k, rotation = _turned(
@@ -144,7 +147,7 @@ def attention_weights_backward(
     )  # fmt: skip
     score, visible, sink, counted, distance = _visible_scores(
         q, k, batch, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes, sinks,
-        query_lengths, kv_lengths,
+        query_lengths, kv_lengths, relative_bias,
     )  # fmt: skip
     (*_, L, S), chosen = visible.shape, np.arange(visible.shape[-2])
     if rows is not None:
@@ -168,6 +171,7 @@ def _gradients(given, query, key, rotation, grad_score, visible, distance, scale
     """From dS to the operands that the scores are made of.
 
         d bias = d attn_mask = dS,    d slope = -sum_ij dS_ij |i + offset - j|
+        d relative_bias_ic = sum of dS_ij over the j with clip(j - i - offset, -K, K) + K = c
         T_ij = dS_ij (1 - tanh(scale q_i . k_j / softcap)^2), without softcap dS_ij
         dq_i = scale sum_j T_ij k_j,    dk_j = scale sum_i T_ij q_i
 
@@ -187,7 +191,20 @@ def _gradients(given, query, key, rotation, grad_score, visible, distance, scale
     if rotation is not None:
         grad_query, grad_key = rotation[0].turned(grad_query, back=True), rotation[1].turned(grad_key, back=True)
     return {"query": _of_operand(grad_query, np.shape(given["query"])), "key": _of_shared(grad_key, given["key"]),
-            "bias": grad_score, "attn_mask": grad_score, "alibi_slopes": grad_slopes}  # fmt: skip
+            "bias": grad_score, "attn_mask": grad_score, "alibi_slopes": grad_slopes,
+            "relative_bias": _grad_relative(given["relative_bias"], grad_score, -distance)}  # fmt: skip
+
+
+def _grad_relative(table, grad_score, distance):
+    """The sums of dS over the keys of each column, (..., H, L, 2K + 1)."""
+    if table is None:
+        return None
+    span = np.shape(table)[-1]
+    found = np.zeros((*grad_score.shape[:-1], span))
+    column = np.broadcast_to(np.clip(distance, -(span // 2), span // 2) + span // 2, grad_score.shape)
+    rows = np.indices(grad_score.shape, sparse=True)[:-1]
+    np.add.at(found, (*rows, column), grad_score)
+    return found
 
 
 def _grad_sinks(sink, lse, delta, counted):

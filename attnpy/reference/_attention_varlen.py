@@ -79,6 +79,7 @@ def varlen_attention_backward(
     softcap=None,
     alibi_slopes=None,
     sinks=None,
+    relative_bias=None,
     rotary=None,
     rotary_interleaved=False,
     query_positions=None,
@@ -97,28 +98,33 @@ def varlen_attention_backward(
     )
     sequences = _sequences(cu_seqlens_q, cu_seqlens_k, len(query), len(key))
     own = _of_each(len(sequences), query.shape[1], causal_offset, alibi_slopes, sinks)
+    tables = _tables(len(sequences), query.shape[1::-1], relative_bias)
     placed = _positions(sequences, len(query), len(key), query_positions, key_positions)
     words = _key_words(rng) if dropout_p > 0 else None
     lse = np.broadcast_to(_float64("lse", lse), query.shape[1::-1])
     grad_lse = np.broadcast_to(_float64("grad_lse", 0 if grad_lse is None else grad_lse), lse.shape)
     every = len(sequences), query.shape[1]
     found = {"query": np.zeros(query.shape), "key": np.zeros(key.shape), "value": np.zeros(value.shape),
-             "sinks": np.zeros(every), "alibi_slopes": np.zeros(every)}  # fmt: skip
+             "sinks": np.zeros(every), "alibi_slopes": np.zeros(every),
+             "relative_bias": None if tables is None else np.zeros(tables.shape)}  # fmt: skip
     for n, (rows, keys) in enumerate(sequences):
         gradients = scaled_dot_product_attention_backward(
             _heads_first(grad_output[rows]), _heads_first(query[rows]), _heads_first(key[keys]),
             _heads_first(value[keys]), _heads_first(output[rows]), lse[:, rows], dropout_p=dropout_p,
             is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, rng=SequenceKey(words, n),
-            grad_lse=grad_lse[:, rows], needs=needs, rotary=rotary, rotary_interleaved=rotary_interleaved, **placed[n],
+            grad_lse=grad_lse[:, rows], needs=needs, relative_bias=None if tables is None else tables[n][:, rows],
+            rotary=rotary, rotary_interleaved=rotary_interleaved, **placed[n],
             **own[n],
         )  # fmt: skip
         for name in needs:
             part = getattr(gradients, name)
             if name in ("sinks", "alibi_slopes"):
                 found[name][n] = part
+            elif name == "relative_bias":
+                found[name][n][:, rows] = part
             else:
                 found[name][rows if name == "query" else keys] = _heads_first(part)
-    given = {"sinks": sinks, "alibi_slopes": alibi_slopes}
+    given = {"sinks": sinks, "alibi_slopes": alibi_slopes, "relative_bias": relative_bias}
     return AttentionGradients(
         **{name: _of_operand(found[name], np.shape(given[name])) if name in given else found[name] for name in needs}
     )

@@ -20,28 +20,32 @@ enum { QUERY, KEY, VALUE, MASK, BIAS, SINKS, SLOPES, GRADIENTS };
 static const struct engine_function backward = {
     .name = "scaled_dot_product_attention_backward",
     .signature = "(h,l,e),(h,l,d),(g,s,d),(g,s,e),(h,l,e),(h,l)->(h,l,d),(g,s,d),(g,s,e)",
-    .arguments = 27,
+    .arguments = 28,
     .instead = "attn_mask",
     .follows = true,
     .kernel = offsetof(struct attn_kernels, attention_backward),
     .operands = {QUERY_AND_KEY(1),
                  {"value", ENGINE_DATA, 3, "gse", 0, PLACE(value)},
                  SCORE_OPERANDS(6, 10),
+                 RELATIVE_OPERAND(18),
                  {"grad_output", ENGINE_ADDED, 0, "hle", 0, GRADIENT(gradient)},
                  {"output", ENGINE_ADDED, 4, "hle", 0, PLACE(output)},
                  {"lse", ENGINE_ADDED, 5, "hl.", 0, PLACE(lse)},
-                 {"grad_lse", ENGINE_ADDED, 24, "hl.", 0, GRADIENT(grad_lse)}},
+                 {"grad_lse", ENGINE_ADDED, 25, "hl.", 0, GRADIENT(grad_lse)}},
     .outputs = GRADIENT_OUTPUTS,
 };
 
 static const struct engine_function weights_backward = {
     .name = "attention_weights_backward",
     .signature = "(h,l,s),(h,l,d),(g,s,d)->(h,l,d),(g,s,d)",
-    .arguments = 22,
+    .arguments = 23,
     .instead = "attn_mask",
     .follows = true,
     .kernel = offsetof(struct attn_kernels, attention_backward),
-    .operands = {QUERY_AND_KEY(1), SCORE_OPERANDS(3, 6), {"grad_weights", ENGINE_ADDED, 0, "hls", 0, GRADIENT(gradient), .later = true}},
+    .operands = {QUERY_AND_KEY(1),
+                 SCORE_OPERANDS(3, 6),
+                 RELATIVE_OPERAND(14),
+                 {"grad_weights", ENGINE_ADDED, 0, "hls", 0, GRADIENT(gradient), .later = true}},
     .outputs = GRADIENT_OUTPUTS,
 };
 
@@ -159,14 +163,13 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     b.of_weights = false;
-    a->relative_bias.data = NULL;
     bool done = engine_open(&e, &backward, arguments, n, &b) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
-    done = done && attention_bind_scores(&e, arguments + 8, a) && attention_bind_rotary(&e, arguments + 18, attention_check_batch, a, a) &&
-           engine_dropout(arguments[7], arguments[23], &a->dropout_p, a->dropout_key);
+    done = done && attention_bind_scores(&e, arguments + 8, a) && attention_bind_rotary(&e, arguments + 19, attention_check_batch, a, a) &&
+           engine_dropout(arguments[7], arguments[24], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && attention_bind_gradients(&e, arguments[25], arguments[26], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[26], arguments[27], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 
@@ -177,15 +180,15 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     struct engine e;
     (void)module;
     b.of_weights = true;
-    b.forward.value.data = b.forward.relative_bias.data = b.grad_lse.data = NULL;
+    b.forward.value.data = b.grad_lse.data = NULL;
     bool done = engine_open(&e, &weights_backward, arguments, n, &b) && attention_check_present("grad_weights", arguments[0]) &&
                 attention_bind_scores(&e, arguments + 4, &b.forward) &&
-                attention_bind_rotary(&e, arguments + 14, attention_check_batch, &b.forward, &b.forward) &&
-                attention_bind_rows(&e, arguments[19], &b.forward) &&
+                attention_bind_rotary(&e, arguments + 15, attention_check_batch, &b.forward, &b.forward) &&
+                attention_bind_rows(&e, arguments[20], &b.forward) &&
                 engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);
     if (done)
         *engine_size(&e, 'l') = b.forward.query_length; /* grad_weights has the rows asked for, the gradients of masks have all */
-    done = done && attention_bind_gradients(&e, arguments[20], arguments[21], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[21], arguments[22], &b) && run(&e, &b);
     return engine_close(&e, done);
 }
 

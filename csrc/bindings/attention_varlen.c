@@ -37,16 +37,17 @@ static const struct engine_function varlen = {
 static const struct engine_function varlen_backward = {
     .name = "varlen_attention_backward",
     .signature = "(l,h,e),(l,h,d),(s,g,d),(s,g,e),(l,h,e),(h,l),(n),(n)->(l,h,d),(s,g,d),(s,g,e)",
-    .arguments = 25,
+    .arguments = 26,
     .instead = "its data",
     .packed = true,
     .kernel = offsetof(struct attn_kernels, varlen_backward),
     .operands = {PACKED_OPERANDS(1),
                  SEQUENCE_OPERANDS(11),
+                 {"relative_bias", ENGINE_BY_DISTANCE, 16, "hlt", 0, VARLEN(forward.relative_bias), .later = true},
                  {"grad_output", ENGINE_ADDED, 0, "lhe", 0, VARLEN(gradient)},
                  {"output", ENGINE_ADDED, 4, "lhe", 0, VARLEN(forward.output)},
                  {"lse", ENGINE_ADDED, 5, "hl.", 0, VARLEN(forward.lse)},
-                 {"grad_lse", ENGINE_ADDED, 22, "hl.", 0, VARLEN(grad_lse)}},
+                 {"grad_lse", ENGINE_ADDED, 23, "hl.", 0, VARLEN(grad_lse)}},
     .outputs = {{"query", "lhd", false, VARLEN(grad_query)},
                 {"key", "sgd", false, VARLEN(grad_key)},
                 {"value", "sge", false, VARLEN(grad_value)},
@@ -237,14 +238,13 @@ call_varlen_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     struct engine e;
     (void)module;
     v.backward.of_weights = false;
-    a->relative_bias.data = NULL;
     bool done = engine_open(&e, &varlen_backward, arguments, n, &v) && attention_check_present("grad_output", arguments[0]) &&
                 attention_check_present("output", arguments[4]) && attention_check_present("lse", arguments[5]);
     struct attn_tensor lse = a->lse;
-    done = done && bind_varlen(&e, arguments, arguments + 6, arguments + 16, &v) &&
-           engine_dropout(arguments[8], arguments[21], &a->dropout_p, a->dropout_key);
+    done = done && bind_varlen(&e, arguments, arguments + 6, arguments + 17, &v) &&
+           engine_dropout(arguments[8], arguments[22], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && bind_varlen_gradients(&e, arguments[23], arguments[24], &v) && engine_run(&e, &v);
+    done = done && bind_varlen_gradients(&e, arguments[24], arguments[25], &v) && engine_run(&e, &v);
     return engine_close(&e, done);
 }
 

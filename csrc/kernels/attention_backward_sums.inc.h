@@ -148,7 +148,7 @@ seeing_lanes(const struct attn_attention *a, int64_t batch, const struct row_blo
 {
     uint64_t live = live_lanes(rows), sees = 0;
     int64_t step = attn_block_keys(a);
-    if (!a->attn_mask.data && !a->bias.data)
+    if (!a->attn_mask.data && !a->bias.data && !a->relative_bias.data)
         return live;
     for (int64_t key = rows->any_first / step * step; key < rows->any_end && (sees & live) != live; key += step) {
         struct key_block block = {.first = key, .keys = (int)attn_min(step, a->key_length - key)};
