@@ -12,6 +12,7 @@ static const struct family *const families[] = {
     &attn_merge_family,
     &attn_merge_backward_family,
     &attn_positions_relative_family,
+    &attn_positions_rotary_family,
     &attn_probe_family,
     &attn_softmax_family,
     &attn_softmax_backward_family,

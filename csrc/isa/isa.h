@@ -8,6 +8,7 @@
 struct attn_kernels {
     const struct attn_kernel *softmax[2];            /* softmax.h: struct attn_softmax, the three functions */
     const struct attn_kernel *softmax_backward[2];   /* their gradients */
+    const struct attn_kernel *rotary_embedding[2];   /* positions_rotary.h: struct attn_rotary */
     const struct attn_kernel *attention[2];          /* attention.h: struct attn_attention */
     const struct attn_kernel *attention_jvp[2];      /* attention_jvp.h: struct attn_attention_jvp */
     const struct attn_kernel *attention_weights[2];

@@ -26,6 +26,7 @@
 const struct attn_kernels LEVEL(attn_kernels) = {
     .softmax = BOTH(attn_softmax),
     .softmax_backward = BOTH(attn_softmax_backward),
+    .rotary_embedding = BOTH(attn_rotary_embedding),
     .attention = BOTH(attn_attention),
     .attention_jvp = BOTH(attn_attention_jvp),
     .attention_weights = BOTH(attn_attention_weights),

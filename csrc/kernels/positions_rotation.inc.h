@@ -4,12 +4,15 @@
 #ifndef ATTN_ROTATION_NAMES
 #define ATTN_ROTATION_NAMES
 #define v_fused SUFFIX(v_fused)
-#define r_fused SUFFIX(r_fused)
-#define rotate_pair SUFFIX(rotate_pair)
-#define v_rotate SUFFIX(v_rotate)
-#define rotate_halves SUFFIX(rotate_halves)
+#define v_turned SUFFIX(v_turned)
+#define v_load_stored SUFFIX(v_load_stored)
+#define v_store_stored SUFFIX(v_store_stored)
+#define v_load_table SUFFIX(v_load_table)
 #define v_neighbours SUFFIX(v_neighbours)
+#define rotate_halves SUFFIX(rotate_halves)
 #define rotate_neighbours SUFFIX(rotate_neighbours)
+#define rotate_as SUFFIX(rotate_as)
+#define rotate_stored SUFFIX(rotate_stored)
 #define rotate_row SUFFIX(rotate_row)
 #endif
 
@@ -27,115 +30,164 @@ v_fused(vreal a, vreal b, vreal c)
     return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined __FP_FAST_FMA && defined __FP_FAST_FMAF
     for (int i = 0; i < LANES; i++)
-        a[i] = REAL_BITS == 32 ? __builtin_fmaf((float)a[i], (float)b[i], (float)c[i]) : (REAL)__builtin_fma(a[i], b[i], c[i]);
+        a[i] = REAL_BITS == 32 ? (REAL)__builtin_fmaf((float)a[i], (float)b[i], (float)c[i]) : (REAL)__builtin_fma(a[i], b[i], c[i]);
     return a;
 #else
     return a * b + c;
 #endif
 }
 
-ATTN_INLINE REAL
-r_fused(REAL a, REAL b, REAL c)
-{
-#if defined ATTN_ISA_AVX512 || defined ATTN_ISA_AVX2 || (defined __FP_FAST_FMA && defined __FP_FAST_FMAF)
-    return REAL_BITS == 32 ? (REAL)__builtin_fmaf((float)a, (float)b, (float)c) : (REAL)__builtin_fma((double)a, (double)b, (double)c);
-#else
-    return a * b + c;
-#endif
-}
-
-/* first' = first cos - second sin, second' = second cos + first sin. Turning back is the same with -sin: signs are exact. */
-ATTN_INLINE void
-rotate_pair(REAL *first, REAL *second, REAL cosine, REAL sine)
-{
-    REAL a = *first, b = *second;
-    *first = r_fused(a, cosine, -(b * sine));
-    *second = r_fused(b, cosine, a * sine);
-}
-
-ATTN_INLINE void
-v_rotate(vreal *first, vreal *second, vreal cosine, vreal sine)
-{
-    vreal a = *first, b = *second;
-    *first = v_fused(a, cosine, -(b * sine));
-    *second = v_fused(b, cosine, a * sine);
-}
-
-/* Feature i with feature pairs + i. */
-ATTN_INLINE void
-rotate_halves(REAL *to, const REAL *from, int64_t pairs, const REAL *cosine, const REAL *sine, bool inverse)
-{
-    int64_t i = 0;
-    for (; i + LANES <= pairs; i += LANES) {
-        vreal first = v_loadu(from + i), second = v_loadu(from + pairs + i), s = v_loadu(sine + i);
-        v_rotate(&first, &second, v_loadu(cosine + i), inverse ? -s : s);
-        v_storeu(to + i, first);
-        v_storeu(to + pairs + i, second);
-    }
-    for (; i < pairs; i++) {
-        REAL first = from[i], second = from[pairs + i];
-        rotate_pair(&first, &second, cosine[i], inverse ? -sine[i] : sine[i]);
-        to[i] = first;
-        to[pairs + i] = second;
-    }
-}
-
-/* Each even lane with the lane behind it: x cos + (neighbour) (-sin, sin). Both tables hold each number twice. */
+/* x cos + (other sin), whose sign is turned where `negative` has the sign bit: exact, so that turning back is the same operation. */
 ATTN_INLINE vreal
-v_neighbours(vreal x, vreal cosine, vreal sine, bool inverse)
+v_turned(vreal x, vreal other, vreal cosine, vreal sine, vint negative)
+{
+    return v_fused(x, cosine, (vreal)((vint)(other * sine) ^ negative));
+}
+
+/* `count` <= LANES elements from p, which are native and lie side by side; 0 in the other lanes. */
+ATTN_INLINE vreal
+v_load_stored(const char *p, int64_t count, enum attn_type type)
+{
+#if REAL_BITS == 32
+    if (type == ATTN_FLOAT16 || type == ATTN_BFLOAT16) {
+        vhalf part = {0};
+        if (count < LANES) {
+            memcpy(&part, p, (size_t)count * sizeof part[0]);
+            p = (const char *)&part;
+        }
+        return type == ATTN_FLOAT16 ? v_load_f16(p) : v_load_bf16(p);
+    }
+#endif
+    return count < LANES ? v_load_part((const REAL *)p, count, (vreal){0}) : v_loadu((const REAL *)p);
+}
+
+/* The way back, rounded once. */
+ATTN_INLINE void
+v_store_stored(char *p, int64_t count, vreal x, enum attn_type type)
+{
+#if REAL_BITS == 32
+    if (type == ATTN_FLOAT16 || type == ATTN_BFLOAT16) {
+        vhalf part;
+        char *to = count < LANES ? (char *)&part : p;
+        if (type == ATTN_FLOAT16)
+            v_store_f16(to, x);
+        else
+            v_store_bf16(to, x);
+        if (count < LANES)
+            memcpy(p, &part, (size_t)count * sizeof part[0]);
+        return;
+    }
+#endif
+    if (count < LANES)
+        v_store_part((REAL *)p, count, x);
+    else
+        v_storeu((REAL *)p, x);
+}
+
+/* `count` <= LANES numbers of a table from p; none are read where there are none. */
+ATTN_INLINE vreal
+v_load_table(const REAL *p, int64_t count)
+{
+    return count == LANES ? v_loadu(p) : count > 0 ? v_load_part(p, count, (vreal){0}) : (vreal){0};
+}
+
+/* Feature i with feature pairs + i, for `n` <= LANES pairs from `i` on. */
+ATTN_INLINE void
+rotate_halves(char *to, const char *from, int64_t pairs, const REAL *cosine, const REAL *sine, bool inverse, enum attn_type type, int64_t i,
+              int64_t n)
+{
+    const vint sign = (vint)v_splat((REAL)-0.0), first_turns = inverse ? (vint){0} : sign, second_turns = inverse ? sign : (vint){0};
+    const int64_t size = attn_type_size(type), apart = pairs * size;
+    vreal a = v_load_stored(from + i * size, n, type), b = v_load_stored(from + apart + i * size, n, type);
+    vreal c = v_load_table(cosine + i, n), s = v_load_table(sine + i, n);
+    v_store_stored(to + i * size, n, v_turned(a, b, c, s, first_turns), type);
+    v_store_stored(to + apart + i * size, n, v_turned(b, a, c, s, second_turns), type);
+}
+
+/* Each even lane changes place with the one behind it. */
+ATTN_INLINE vreal
+v_neighbours(vreal x)
 {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
-    vreal other = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 #elif VECTOR_BYTES * 8 / REAL_BITS == 8
-    vreal other = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
 #elif VECTOR_BYTES * 8 / REAL_BITS == 4
-    vreal other = __builtin_shufflevector(x, x, 1, 0, 3, 2);
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2);
 #else
-    vreal other = __builtin_shufflevector(x, x, 1, 0);
+    return __builtin_shufflevector(x, x, 1, 0);
 #endif
-    vint negative = v_lane_bits(inverse ? 0xaaaaaaaa : 0x55555555);
-    vreal product = other * sine;
-    return v_fused(x, cosine, v_select(negative, -product, product));
 }
 
-/* Feature 2 i with feature 2 i + 1. wide: the tables hold each number twice, one behind the other. */
+/* Feature 2 i with feature 2 i + 1, likewise. wide: the tables hold each number twice, one behind the other. */
 ATTN_INLINE void
-rotate_neighbours(REAL *to, const REAL *from, int64_t pairs, const REAL *cosine, const REAL *sine, bool wide, bool inverse)
+rotate_neighbours(char *to, const char *from, const REAL *cosine, const REAL *sine, bool wide, bool inverse, enum attn_type type, int64_t i,
+                  int64_t n)
+{
+    const vint turns = v_lane_bits(inverse ? 0xaaaaaaaa : 0x55555555) & (vint)v_splat((REAL)-0.0);
+    const int64_t size = attn_type_size(type), low = attn_min(LANES, 2 * n), high = 2 * n - low;
+    const char *p = from + 2 * i * size;
+    char *q = to + 2 * i * size;
+    vreal x = v_load_stored(p, low, type), y = {0}, c, d, s, t;
+    if (high > 0)
+        y = v_load_stored(p + LANES * size, high, type);
+    if (wide) {
+        c = v_load_table(cosine + 2 * i, low);
+        s = v_load_table(sine + 2 * i, low);
+        d = v_load_table(cosine + 2 * i + low, high);
+        t = v_load_table(sine + 2 * i + low, high);
+    } else {
+        vreal each = v_load_table(cosine + i, n), other = v_load_table(sine + i, n);
+        c = v_interleave_low(each, each);
+        d = v_interleave_high(each, each);
+        s = v_interleave_low(other, other);
+        t = v_interleave_high(other, other);
+    }
+    v_store_stored(q, low, v_turned(x, v_neighbours(x), c, s, turns), type);
+    if (high > 0)
+        v_store_stored(q + LANES * size, high, v_turned(y, v_neighbours(y), d, t, turns), type);
+}
+
+ATTN_INLINE void
+rotate_as(char *to, const char *from, int64_t pairs, const REAL *cosine, const REAL *sine, enum attn_rotation how, bool inverse, enum attn_type type)
 {
     int64_t i = 0;
-    for (; i + LANES <= pairs; i += LANES) {
-        vreal x = v_loadu(from + 2 * i), y = v_loadu(from + 2 * i + LANES), c, d, s, t;
-        if (wide) {
-            c = v_loadu(cosine + 2 * i);
-            d = v_loadu(cosine + 2 * i + LANES);
-            s = v_loadu(sine + 2 * i);
-            t = v_loadu(sine + 2 * i + LANES);
-        } else {
-            vreal each = v_loadu(cosine + i), other = v_loadu(sine + i);
-            c = v_interleave_low(each, each);
-            d = v_interleave_high(each, each);
-            s = v_interleave_low(other, other);
-            t = v_interleave_high(other, other);
-        }
-        v_storeu(to + 2 * i, v_neighbours(x, c, s, inverse));
-        v_storeu(to + 2 * i + LANES, v_neighbours(y, d, t, inverse));
+    if (how == ATTN_ROTATE_HALVES) {
+        for (; i + LANES <= pairs; i += LANES)
+            rotate_halves(to, from, pairs, cosine, sine, inverse, type, i, LANES);
+        if (i < pairs)
+            rotate_halves(to, from, pairs, cosine, sine, inverse, type, i, pairs - i);
+        return;
     }
-    for (; i < pairs; i++) {
-        int64_t column = wide ? 2 * i : i;
-        REAL first = from[2 * i], second = from[2 * i + 1];
-        rotate_pair(&first, &second, cosine[column], inverse ? -sine[column] : sine[column]);
-        to[2 * i] = first;
-        to[2 * i + 1] = second;
-    }
+    bool wide = how == ATTN_ROTATE_NEIGHBOURS_WIDE;
+    for (; i + LANES <= pairs; i += LANES)
+        rotate_neighbours(to, from, cosine, sine, wide, inverse, type, i, LANES);
+    if (i < pairs)
+        rotate_neighbours(to, from, cosine, sine, wide, inverse, type, i, pairs - i);
 }
 
-/* The first 2 `pairs` features of a row, turned by its row of the tables; what lies behind them in `to` stays as it is. `to` may be `from`, and overlaps
- * nothing else. inverse: turned back, which is also what gradients need (the transposed rotation). */
+/* The first 2 `pairs` features of a row, turned by its row of the tables; what lies behind them in `to` stays as it is. Both are of `type`, native, side by
+ * side; `to` may be `from`, and overlaps nothing else. inverse: turned back, which is also what gradients need (the transposed rotation). */
 ATTN_NOINLINE void
+rotate_stored(char *to, const char *from, int64_t pairs, const REAL *cosine, const REAL *sine, enum attn_rotation how, bool inverse,
+              enum attn_type type)
+{
+#if REAL_BITS == 32
+    if (type == ATTN_FLOAT16)
+        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT16);
+    else if (type == ATTN_BFLOAT16)
+        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_BFLOAT16);
+    else
+        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT32);
+#else
+    (void)type;
+    rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT64);
+#endif
+}
+
+/* The same of a row of REALs. */
+ATTN_INLINE void
 rotate_row(REAL *to, const REAL *from, int64_t pairs, const REAL *cosine, const REAL *sine, enum attn_rotation how, bool inverse)
 {
-    if (how == ATTN_ROTATE_HALVES)
-        rotate_halves(to, from, pairs, cosine, sine, inverse);
-    else
-        rotate_neighbours(to, from, pairs, cosine, sine, how == ATTN_ROTATE_NEIGHBOURS_WIDE, inverse);
+    rotate_stored((char *)to, (const char *)from, pairs, cosine, sine, how, inverse, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
 }
