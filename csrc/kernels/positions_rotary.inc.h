@@ -2,10 +2,12 @@
  * the result is larger than the caches it is gathered in scratch and stored past them. */
 #ifndef ATTN_ROTARY_NAMES
 #define ATTN_ROTARY_NAMES
+#define rotary_rows SUFFIX(rotary_rows)
 #define rotary_work SUFFIX(rotary_work)
 #define rotary_describe SUFFIX(rotary_describe)
-#define rotary_row SUFFIX(rotary_row)
 #define rotary_one_run SUFFIX(rotary_one_run)
+#define rotary_turn_as SUFFIX(rotary_turn_as)
+#define rotary_turn SUFFIX(rotary_turn)
 #define stream_out SUFFIX(stream_out)
 #define rotary_plan SUFFIX(rotary_plan)
 #define rotary_run SUFFIX(rotary_run)
@@ -45,21 +47,60 @@ rotary_describe(const struct attn_rotary *a, struct rotary_work *w)
     w->stream = together && x->data != y->data && a->batch * a->heads * a->length * w->row_bytes >= ROTARY_STREAM;
 }
 
-/* One row to `to`, which lies as y does but for its address. */
+/* Rows that are turned one after another: from x to `to`, which lies as y does but for its address and step. Row k is token `token` + k token_step. */
+struct rotary_rows {
+    const char *x, *cosine, *sine, *positions;
+    char *to;
+    int64_t n, to_step, token, token_step;
+};
+
+/* `how` and `type` are constants where this is inlined. */
 ATTN_INLINE void
-rotary_row(const struct rotary_work *w, const char *x, char *to, const REAL *cosine, const REAL *sine, REAL *scratch)
+rotary_turn_as(const struct rotary_work *w, const struct rotary_rows *rows, enum attn_rotation how, enum attn_type type, REAL *scratch)
 {
     const struct attn_rotary *a = w->a;
-    int64_t pairs = a->rotary_dim / 2, size = attn_type_size(a->x.type), done = a->rotary_dim * size;
-    if (w->in_place) {
-        rotate_stored(to, x, pairs, cosine, sine, a->how, a->inverse, a->x.type);
-        if (to != x && a->head_dim > a->rotary_dim)
-            memcpy(to + done, x + done, (size_t)(a->head_dim * size - done));
-        return;
+    const int64_t pairs = a->rotary_dim / 2, size = attn_type_size(type), done = a->rotary_dim * size, rest = w->row_bytes - done;
+    const int64_t x_step = w->x_step, cosine_row = a->cosine.row, sine_row = a->sine.row;
+    const bool inverse = a->inverse, in_place = w->in_place;
+    for (int64_t k = 0, token = rows->token; k < rows->n; k++, token += rows->token_step) {
+        const char *x = rows->x + k * x_step;
+        char *to = rows->to + k * rows->to_step;
+        int64_t place = rows->positions ? *(const int64_t *)(rows->positions + token * a->positions.row) : token;
+        const REAL *cosine = (const REAL *)(rows->cosine + place * cosine_row), *sine = (const REAL *)(rows->sine + place * sine_row);
+        for (int64_t byte = 0; w->stream && byte < w->row_bytes; byte += 64)
+            __builtin_prefetch(x + ROTARY_AHEAD * x_step + byte);
+        if (in_place) {
+            rotate_as(to, x, pairs, cosine, sine, how, inverse, type);
+            if (to != x && rest > 0)
+                memcpy(to + done, x + done, (size_t)rest);
+            continue;
+        }
+        load_row(scratch, x, a->x.column, a->head_dim, type, a->x.swapped);
+        rotate_row(scratch, scratch, pairs, cosine, sine, how, inverse);
+        store_row(to, a->y.column, scratch, a->head_dim, type, a->y.swapped);
     }
-    load_row(scratch, x, a->x.column, a->head_dim, a->x.type, a->x.swapped);
-    rotate_row(scratch, scratch, pairs, cosine, sine, a->how, a->inverse);
-    store_row(to, a->y.column, scratch, a->head_dim, a->y.type, a->y.swapped);
+}
+
+static void
+rotary_turn(const struct rotary_work *w, const struct rotary_rows *rows, REAL *scratch)
+{
+    const bool halves = w->a->how == ATTN_ROTATE_HALVES;
+#if REAL_BITS == 32
+    const enum attn_type type = w->a->x.type;
+    if (type == ATTN_FLOAT16 && halves)
+        rotary_turn_as(w, rows, ATTN_ROTATE_HALVES, ATTN_FLOAT16, scratch);
+    else if (type == ATTN_FLOAT16)
+        rotary_turn_as(w, rows, w->a->how, ATTN_FLOAT16, scratch);
+    else if (type == ATTN_BFLOAT16 && halves)
+        rotary_turn_as(w, rows, ATTN_ROTATE_HALVES, ATTN_BFLOAT16, scratch);
+    else if (type == ATTN_BFLOAT16)
+        rotary_turn_as(w, rows, w->a->how, ATTN_BFLOAT16, scratch);
+    else
+#endif
+        if (halves)
+        rotary_turn_as(w, rows, ATTN_ROTATE_HALVES, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64, scratch);
+    else
+        rotary_turn_as(w, rows, w->a->how, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64, scratch);
 }
 
 /* Bytes to memory, past the caches but for what shares a cache line with others at either end. */
@@ -82,25 +123,26 @@ rotary_one_run(const struct rotary_work *w, int64_t index, char *scratch)
     const struct attn_rotary *a = w->a;
     int64_t heads = w->tokens_inside ? a->heads : 1, head = index % heads, block = index / heads % w->blocks, batch = index / heads / w->blocks;
     int64_t token = w->tokens_inside ? block * w->run : block, count = w->tokens_inside ? attn_min(w->run, a->length - token) : w->run;
-    const char *x = a->x.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->x.batch) + head * a->x.head + token * a->x.row;
-    char *y = a->y.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->y.batch) + head * a->y.head + token * a->y.row;
-    const char *cosine = a->cosine.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->cosine.batch);
-    const char *sine = a->sine.data + attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->sine.batch), *positions = a->positions.data;
-    if (positions)
-        positions += attn_batch_offset(batch, a->batch_ndim, a->batch_shape, a->positions.batch);
+    const int64_t *shape = a->batch_shape;
+    struct rotary_rows rows = {.token = token, .token_step = w->tokens_inside};
+    rows.x = a->x.data + attn_batch_offset(batch, a->batch_ndim, shape, a->x.batch) + head * a->x.head + token * a->x.row;
+    rows.cosine = a->cosine.data + attn_batch_offset(batch, a->batch_ndim, shape, a->cosine.batch);
+    rows.sine = a->sine.data + attn_batch_offset(batch, a->batch_ndim, shape, a->sine.batch);
+    if (a->positions.data)
+        rows.positions = a->positions.data + attn_batch_offset(batch, a->batch_ndim, shape, a->positions.batch);
+    char *y = a->y.data + attn_batch_offset(batch, a->batch_ndim, shape, a->y.batch) + head * a->y.head + token * a->y.row;
     char *gather = scratch + attn_round_up((size_t)a->head_dim * sizeof(REAL));
-    int64_t together = w->stream ? ROTARY_RUN / attn_max(w->row_bytes, 1) : 1;
-    for (int64_t i = 0, n; i < count; i += n) {
-        n = attn_min(together, count - i);
-        for (int64_t k = i; k < i + n; k++) {
-            for (int64_t byte = 0; w->stream && byte < w->row_bytes; byte += 64)
-                __builtin_prefetch(x + (k + ROTARY_AHEAD) * w->x_step + byte);
-            int64_t here = w->tokens_inside ? token + k : token, place = positions ? *(const int64_t *)(positions + here * a->positions.row) : here;
-            rotary_row(w, x + k * w->x_step, w->stream ? gather + (k - i) * w->row_bytes : y + k * w->y_step,
-                       (const REAL *)(cosine + place * a->cosine.row), (const REAL *)(sine + place * a->sine.row), (REAL *)scratch);
-        }
+    int64_t together = w->stream ? ROTARY_RUN / attn_max(w->row_bytes, 1) : count;
+    for (int64_t i = 0; i < count; i += rows.n) {
+        rows.n = attn_min(together, count - i);
+        rows.to = w->stream ? gather : y;
+        rows.to_step = w->stream ? w->row_bytes : w->y_step;
+        rotary_turn(w, &rows, (REAL *)scratch);
         if (w->stream)
-            stream_out(y + i * w->y_step, gather, n * w->row_bytes);
+            stream_out(y, gather, rows.n * w->row_bytes);
+        rows.x += rows.n * w->x_step;
+        y += rows.n * w->y_step;
+        rows.token += rows.n * rows.token_step;
     }
 }
 

@@ -12,7 +12,6 @@
 #define rotate_halves SUFFIX(rotate_halves)
 #define rotate_neighbours SUFFIX(rotate_neighbours)
 #define rotate_as SUFFIX(rotate_as)
-#define rotate_stored SUFFIX(rotate_stored)
 #define rotate_row SUFFIX(rotate_row)
 #endif
 
@@ -166,28 +165,10 @@ rotate_as(char *to, const char *from, int64_t pairs, const REAL *cosine, const R
         rotate_neighbours(to, from, cosine, sine, wide, inverse, type, i, pairs - i);
 }
 
-/* The first 2 `pairs` features of a row, turned by its row of the tables; what lies behind them in `to` stays as it is. Both are of `type`, native, side by
- * side; `to` may be `from`, and overlaps nothing else. inverse: turned back, which is also what gradients need (the transposed rotation). */
+/* The first 2 `pairs` features of a row, turned by its row of the tables; what lies behind them in `to` stays as it is. `to` may be `from`, and overlaps
+ * nothing else. inverse: turned back, which is also what gradients need (the transposed rotation). */
 ATTN_NOINLINE void
-rotate_stored(char *to, const char *from, int64_t pairs, const REAL *cosine, const REAL *sine, enum attn_rotation how, bool inverse,
-              enum attn_type type)
-{
-#if REAL_BITS == 32
-    if (type == ATTN_FLOAT16)
-        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT16);
-    else if (type == ATTN_BFLOAT16)
-        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_BFLOAT16);
-    else
-        rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT32);
-#else
-    (void)type;
-    rotate_as(to, from, pairs, cosine, sine, how, inverse, ATTN_FLOAT64);
-#endif
-}
-
-/* The same of a row of REALs. */
-ATTN_INLINE void
 rotate_row(REAL *to, const REAL *from, int64_t pairs, const REAL *cosine, const REAL *sine, enum attn_rotation how, bool inverse)
 {
-    rotate_stored((char *)to, (const char *)from, pairs, cosine, sine, how, inverse, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
+    rotate_as((char *)to, (const char *)from, pairs, cosine, sine, how, inverse, REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
 }
