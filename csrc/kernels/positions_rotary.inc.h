@@ -1,7 +1,7 @@
 /* positions_rotary.inc.h: rotary_embedding. Rows do not know of each other: they are walked as they lie in memory, in place where they can be, and where
  * the result is larger than the caches it is gathered in scratch and stored past them. */
-#ifndef ATTN_ROTARY_NAMES
-#define ATTN_ROTARY_NAMES
+#ifndef ATTN_ROTARY_EMBEDDING_NAMES
+#define ATTN_ROTARY_EMBEDDING_NAMES
 #define rotary_rows SUFFIX(rotary_rows)
 #define rotary_work SUFFIX(rotary_work)
 #define rotary_describe SUFFIX(rotary_describe)
