@@ -101,6 +101,7 @@ ATTENTION_OPTIONS = (
     "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "blocks", "bias",
     "softcap", "alibi", "sinks", "lengths", "scale", "broadcast", "together",
 )  # fmt: skip
+RELATIVE_OPTIONS = ("relative", "relative_rows", "relative_holes", "relative_alibi")
 
 
 def _lengths(rng, most, batch):
@@ -135,6 +136,8 @@ def attention_options(option, size, rng, real):
         given["softcap"] = 1.5
     if option in ("alibi", "together"):
         given["alibi_slopes"] = (rng.random(H) / 4).astype(real)
+    if option in RELATIVE_OPTIONS:
+        given |= relative_options(option, size, rng, real)
     if option in ("sinks", "together"):
         given["sinks"] = rng.normal(size=(*batch, H)).astype(real)
     if option in ("lengths", "together"):
@@ -146,6 +149,24 @@ def attention_options(option, size, rng, real):
     if option == "rows":
         given["rows"] = np.array([-1, 0, L // 2, 0]) if L else np.empty(0, int)
     return given
+
+
+def relative_options(option, size, rng, real):
+    """A table for each head, K beyond most distances or short; or one for each query; with hidden distances; besides
+    ALiBi and the causal rule, per batch element.
+    """
+    batch, H, _, L, S, *_ = size
+    if option == "relative":
+        return {"relative_bias": rng.normal(size=(H, 1, 2 * S + 3)).astype(real)}
+    if option == "relative_rows":
+        return {"relative_bias": rng.normal(size=(*batch, H, L, 13)).astype(real)}
+    if option == "relative_holes":
+        return {
+            "relative_bias": with_holes(rng, rng.normal(size=(1, 41)).astype(real)),
+            "window_size": (min(S, 70), 9),
+        }
+    table = rng.normal(size=(*batch, H, 1, 2 * min(S, 90) + 1)).astype(real)
+    return {"relative_bias": table, "alibi_slopes": (rng.random(H) / 4).astype(real), "is_causal": True}
 
 
 def _attention(function, names):
@@ -177,7 +198,7 @@ def _jvp(size, dtype, option="plain", seed=0):
     arguments = _attention(name, ("query", "key", "value"))(size, dtype, option, seed).arguments
     rng = np.random.default_rng([seed, *map(ord, f"{size}{option}tangents")])
     real = np.float64 if dtype == "float64" or option == "float64_tangents" else np.float32
-    for operand in ("query", "key", "value", "bias", "sinks"):
+    for operand in ("query", "key", "value", "bias", "sinks", "relative_bias"):
         if operand in arguments:
             x = arguments[operand]
             shape = x.shape[-2:] if option == "few_tangents" else x.shape
@@ -218,6 +239,12 @@ def attention_hidden(arguments):
         if mask is not None and mask.dtype != bool:
             others = oracle.visible_keys({k: v for k, v in arguments.items() if k != name}) & rows[:, None]
             hidden[name] = all_of(~others, mask.shape)
+    for name in ("relative_bias", "relative_bias_tangent"):
+        if arguments.get(name) is not None:
+            others = visible
+            if name == "relative_bias":
+                others = oracle.visible_keys({k: v for k, v in arguments.items() if k != name}) & rows[:, None]
+            hidden[name] = ~oracle.used_entries(np.shape(arguments[name]), others, arguments)
     return hidden
 
 
@@ -242,7 +269,9 @@ GRADIENT_HEAVY = [
 
 def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
     make = _attention(function, operands)
-    return Row(make, ATTENTION_SHAPES, ATTENTION_OPTIONS + options, heavy=heavy, batched=True, refused=refused)
+    heavy = [*heavy, (ATTENTION_HEAVY[0][0], "relative"), (ATTENTION_HEAVY[1][0], "relative_rows")]
+    options = ATTENTION_OPTIONS + RELATIVE_OPTIONS + options
+    return Row(make, ATTENTION_SHAPES, options, heavy=heavy, batched=True, refused=refused)
 
 
 def gradient_row(function, options, refused):
@@ -257,7 +286,8 @@ CASES = {
         [*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
     ),
     "scaled_dot_product_attention_jvp": Row(
-        _jvp, ATTENTION_SHAPES, ATTENTION_OPTIONS + TANGENT_OPTIONS, batched=True, refused=refusals.JVP,
+        _jvp, ATTENTION_SHAPES, ATTENTION_OPTIONS + RELATIVE_OPTIONS + TANGENT_OPTIONS, batched=True,
+        refused=refusals.JVP,
         heavy=[*ATTENTION_HEAVY, (ATTENTION_HEAVY[0][0], "dropout")],
     ),
     "attention_weights": attention_row("attention_weights", ("query", "key"), ("rows",), refusals.WEIGHTS),

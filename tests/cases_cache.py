@@ -46,7 +46,8 @@ PAGED_HEAVY = [
     (Paged((), 2, 2, 193, 331, 33, 17, 7), "together"),
     (Paged((), 2, 1, 1, 9001, 32, 32, 16), "plain"),
 ]
-OPTIONS = ("plain", "causal", "window", "offset", "softcap", "alibi", "sinks", "scale", "lengths", "together")
+OPTIONS = ("plain", "causal", "window", "offset", "softcap", "alibi", "sinks", "scale", "lengths", "together",
+           "relative", "relative_rows")  # fmt: skip
 PAGED_OPTIONS = (*OPTIONS, "shared")
 CACHE_OPTIONS = (*OPTIONS, "int8", "int8_window", "ring", "ring_sinks", "float16", "ragged")
 
@@ -66,6 +67,9 @@ def options_of(option, size, rng, real):
         given["alibi_slopes"] = (rng.random(H) / 4).astype(real)
     if option in ("sinks", "together", "ring_sinks"):
         given["sinks"] = rng.normal(size=(*batch, H)).astype(real)
+    if option.startswith("relative"):
+        shape = (*batch, H, L, 13) if option == "relative_rows" else (H, 1, 2 * min(S, 90) + 1)
+        given["relative_bias"] = rng.normal(size=shape).astype(real)
     if option == "scale":
         given["scale"] = -1.7
     if option in ("lengths", "together"):

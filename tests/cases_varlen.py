@@ -50,6 +50,7 @@ OPTIONS = (
     "plain", "causal", "offset", "window", "window_causal", "softcap", "alibi", "sinks", "own_sinks", "scale",
     "together", "dropout",
 )  # fmt: skip
+RELATIVE_OPTIONS = ("relative", "relative_rows", "own_relative")
 
 
 def options(option, shape, rng, real):
@@ -68,6 +69,10 @@ def options(option, shape, rng, real):
         given["alibi_slopes"] = (rng.random((N, H) if option == "together" else H) / 4).astype(real)
     if option in ("sinks", "own_sinks", "together"):
         given["sinks"] = rng.normal(size=(N, H) if option == "own_sinks" else H).astype(real)
+    if option in RELATIVE_OPTIONS:
+        rows = sum(shape.queries) + shape.past[0] if option == "relative_rows" else 1
+        own = (N, H, 1, 41) if option == "own_relative" else (H, rows, 41)
+        given["relative_bias"] = rng.normal(size=own).astype(real)
     if option == "scale":
         given["scale"] = -1.7
     if option == "dropout":
@@ -126,7 +131,13 @@ def _joined(arguments, hidden_of, shapes):
 
 
 def varlen_row(hidden_of, refused):
-    return Row(forward(hidden_of), SHAPES, OPTIONS, heavy=HEAVY, refused=refused)
+    return Row(
+        forward(hidden_of),
+        SHAPES,
+        OPTIONS + RELATIVE_OPTIONS,
+        heavy=[*HEAVY, (HEAVY[1][0], "own_relative")],
+        refused=refused,
+    )
 
 
 def varlen_backward_row(hidden_of, refused):

@@ -174,6 +174,15 @@ OPTIONS = {
 }
 
 
+# Those of functions without a gradient for them.
+FORWARD_OPTIONS = OPTIONS | {
+    "relative": lambda rng, b, H, L, S: {"relative_bias": rng.normal(size=(H, 1, 2 * int(rng.integers(0, S + 3)) + 1))},
+    "relative rows": lambda rng, b, H, L, S: {
+        "relative_bias": some_hidden(rng, (*b, H, L, 2 * int(rng.integers(6)) + 1))
+    },
+}
+
+
 def options_of(names, rng, batch, H, L, S):
     """The options `names` together, or None where two of them are the same argument.
 
@@ -181,11 +190,11 @@ def options_of(names, rng, batch, H, L, S):
     """
     together = {}
     for name in names:
-        option = OPTIONS[name](rng, batch, H, L, S)
+        option = FORWARD_OPTIONS[name](rng, batch, H, L, S)
         if (together.keys() & option.keys()) - {"is_causal"}:
             return None
         together |= option
-    positional = together.keys() & {"is_causal", "window_size", "alibi_slopes"}
+    positional = together.keys() & {"is_causal", "window_size", "alibi_slopes", "relative_bias"}
     if positional and "kv_lengths" in together and "query_lengths" not in together:
         together.setdefault("causal_offset", rng.integers(-L, S + 1, batch))
     return together

@@ -261,7 +261,7 @@ def _core_axes(call, name):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":
         return 0 if call.function == "logsumexp_backward" else 1
-    if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights"):
+    if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights", "relative_bias"):
         return 3
     if name in ("lse", "grad_lse"):
         return 2

@@ -78,7 +78,33 @@ def visible_keys(arguments):
         if mask is not None:
             mask = np.asarray(mask)
             seen &= np.broadcast_to(mask if mask.dtype == bool else mask != -np.inf, seen.shape)
+    if arguments.get("relative_bias") is not None:
+        seen &= by_distance(arguments["relative_bias"], arguments) != -np.inf
     return seen
+
+
+def by_distance(table, arguments):
+    """table[h, i, clip(j - i - offset, -K, K) + K] of a table (..., H, L or 1, 2K + 1), (..., H, L, S)."""
+    batch, H, _, L, S, _ = sizes(**arguments)
+    table = np.asarray(table)
+    table = np.broadcast_to(table, (*batch, H, L, table.shape[-1]))
+    K, found = table.shape[-1] // 2, np.empty((*batch, H, L, S), table.dtype)
+    for index in np.ndindex(batch):
+        column = np.clip(-_distance(arguments, batch, index, L, S), -K, K) + K
+        found[index] = table[index][:, np.arange(L)[:, None], column]
+    return found
+
+
+def used_entries(shape, visible, arguments):
+    """Which entries of a table of this shape, (..., H, L or 1, 2K + 1), belong to one of the visible pairs."""
+    batch, H, _, L, S, _ = sizes(**arguments)
+    used, K = np.zeros((*batch, H, L, shape[-1]), bool), shape[-1] // 2
+    for index in np.ndindex(batch):
+        column = np.clip(-_distance(arguments, batch, index, L, S), -K, K) + K
+        h, i, j = np.nonzero(visible[index])
+        used[(*index, h, i, column[i, j])] = True
+    used = used.any(tuple(range(used.ndim - len(shape))))
+    return used.any(tuple(n for n, size in enumerate(shape) if size == 1 and used.shape[n] != 1), keepdims=True)
 
 
 def attention(real, arguments, rng=None):
@@ -104,6 +130,8 @@ def attention(real, arguments, rng=None):
         for name in ADDITIVE
         if arguments.get(name) is not None and np.asarray(arguments[name]).dtype != bool
     ]
+    if arguments.get("relative_bias") is not None:
+        added.append(by_distance(in_type(real, stored, arguments["relative_bias"]), arguments))
     sinks, slopes = (
         None if arguments.get(name) is None else np.broadcast_to(in_type(real, stored, arguments[name]), (*batch, H))
         for name in ("sinks", "alibi_slopes")
@@ -182,6 +210,14 @@ def attention_jvp(real, arguments, rng=None):
             ds = ds * (1 - np.tanh(scale * q @ k.swapaxes(-1, -2) / real(softcap)) ** 2)
         if arguments.get("bias_tangent") is not None:
             added = np.broadcast_to(in_type(real, stored, arguments["bias_tangent"]), visible.shape)
+            ds, size = ds + added, size + np.abs(added)
+        if arguments.get("relative_bias_tangent") is not None:
+            table, span = (
+                in_type(real, stored, arguments["relative_bias_tangent"]),
+                np.shape(arguments["relative_bias"]),
+            )
+            added = by_distance(np.broadcast_to(table, (*table.shape[:-1], span[-1])), arguments)
+            added = added.reshape(ds.shape)
             ds, size = ds + added, size + np.abs(added)
         ds, size = np.where(visible, ds, real(0)), np.where(visible, size, real(0))
         mean, reach = (weights * ds)[..., keys].sum(-1), (weights * size).sum(-1)

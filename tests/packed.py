@@ -30,6 +30,9 @@ def sequences(arguments):
                 x = x[:, rows]
             elif name in PER_SEQUENCE and np.ndim(x) > len(PER_SEQUENCE[name]):
                 x = x[n]
+            elif name == "relative_bias":
+                x = x[n] if x.ndim > 3 else x
+                x = x[:, rows] if x.shape[1] > 1 else x
             elif name == "rng":
                 x = SequenceKey(x.words, n)
             own[name] = x

@@ -130,6 +130,21 @@ SCORES = [
 ]
 
 
+# Of calls that have no gradient for it.
+RELATIVE = [
+    ({"relative_bias": ones(4, 1, 6)}, ValueError, "relative_bias.*its last axis must be 2K"),
+    ({"relative_bias": 1.0}, ValueError, "relative_bias.*its last axis must be 2K"),
+    ({"relative_bias": ones(4, 1, 0)}, ValueError, "relative_bias.*its last axis must be 2K"),
+    ({"relative_bias": ones(3, 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(4, 2, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(3, 4, 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(1, 2, 4, 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(4, 1, 5, dtype=complex)}, TypeError, "relative_bias"),
+    ({"relative_bias": ones(4, 1, 5, dtype=object)}, TypeError, "relative_bias"),
+    ({"relative_bias": ones(4, 1, 5), "kv_lengths": [7, 5]}, ValueError, "query_lengths"),
+]
+
+
 def _out(*shape):
     """What no result may be written to."""
     return [
@@ -147,6 +162,7 @@ SHARED = np.zeros(2 * 4 * 6 * 3, np.float32)  # one buffer for output and lse
 FORWARD = of(
     {"query": Q, "key": K, "value": V},
     *SCORES,
+    *RELATIVE,
     *_typed("value", V),
     ({"value": V.astype(np.float16), "key": K.astype(ml_dtypes.bfloat16)}, TypeError, "key|value"),
     ({"value": ones(2, 2, 8, 3)}, ValueError, "value"),
@@ -168,6 +184,7 @@ FORWARD = of(
 JVP = of(
     {"query": Q, "key": K, "value": V, "query_tangent": Q, "key_tangent": K, "value_tangent": V},
     *SCORES,
+    *RELATIVE,
     *_typed("value", V),
     *_typed("query_tangent", Q),
     *_typed("value_tangent", V)[:2],
@@ -181,6 +198,10 @@ JVP = of(
     ({"bias": ones(6, 7), "bias_tangent": ones(5, 7)}, ValueError, "bias_tangent"),
     ({"bias": ones(6, 7), "bias_tangent": ones(6, 7, dtype=complex)}, TypeError, "bias_tangent"),
     ({"sinks_tangent": ones(4)}, ValueError, "sinks_tangent needs sinks"),
+    ({"relative_bias_tangent": ones(4, 1, 5)}, ValueError, "relative_bias_tangent needs relative_bias"),
+    ({"relative_bias": ones(5), "relative_bias_tangent": ones(3)}, ValueError, "relative_bias_tangent"),
+    ({"relative_bias": ones(5), "relative_bias_tangent": ones(4, 2, 5)}, ValueError, "relative_bias_tangent"),
+    ({"relative_bias": ones(5), "relative_bias_tangent": ones(5, dtype=complex)}, TypeError, "relative_bias_tangent"),
     ({"sinks": ones(4), "sinks_tangent": ones(3)}, ValueError, "sinks_tangent"),
     ({"dropout_p": 1.0, "rng": KEY}, ValueError, "dropout_p"),
     ({"dropout_p": float("nan"), "rng": KEY}, ValueError, "dropout_p"),
@@ -197,13 +218,14 @@ JVP = of(
 WEIGHTS = of(
     {"query": Q, "key": K},
     *SCORES,
+    *RELATIVE,
     *_out(2, 4, 6, 7),
     ({"rows": [6]}, (IndexError, ValueError), "rows"),
     ({"rows": [-7]}, (IndexError, ValueError), "rows"),
     ({"rows": [0.5]}, (IndexError, TypeError), "rows"),
     ({"rows": [[0]]}, ValueError, "rows"),
 )
-RECEIVED = of({"query": Q, "key": K}, *SCORES, *_out(2, 4, 7))
+RECEIVED = of({"query": Q, "key": K}, *SCORES, *RELATIVE, *_out(2, 4, 7))
 ROOM = np.zeros(2 * 4 * 6 * 5 + 2 * 2 * 7 * 5 - 1, np.float32)  # for two gradients but one element
 DO, LSE = ones(2, 4, 6, 3), ones(2, 4, 6)
 NEEDS = [

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import refusals
-from refusals import SCORES, of, ones
+from refusals import RELATIVE, SCORES, of, ones
 
 import attnpy
 
@@ -18,8 +18,8 @@ PAGED_QUERY, KEY_PAGES, VALUE_PAGES, TABLE = (
 )
 _CACHE_SCORES = [
     row
-    for row in SCORES
-    if row[0].keys() & {"scale", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks"}
+    for row in SCORES + RELATIVE
+    if row[0].keys() & {"scale", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias"}
     and not row[0].keys() & {"kv_lengths"}
 ]
 PAGED = of(

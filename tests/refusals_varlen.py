@@ -65,6 +65,11 @@ _SHARED = [
 VARLEN = of(
     {"query": Q, "key": K, "value": V, **STARTS},
     *_SHARED,
+    ({"relative_bias": ones(H, 1, 4)}, ValueError, "relative_bias.*its last axis must be 2K"),
+    ({"relative_bias": ones(H, T + 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(5, H, 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(3, 1, 5)}, ValueError, "relative_bias"),
+    ({"relative_bias": ones(H, 1, 5, dtype=complex)}, TypeError, "relative_bias"),
     *_out(T, H, 3),
     ({"return_lse": True, "out": ones(T, H, 3)}, TypeError, "out"),
     ({"return_lse": True, "out": (None, ones(T, H))}, ValueError, r"out\[1\]"),

@@ -20,7 +20,7 @@
         "kv_lengths", ENGINE_LENGTHS, b + 7, "...", 's', PLACE(kv_lengths)                                                                       \
     }
 
-/* relative_bias, which attention_bind_relative checks further. */
+/* relative_bias: its last axis has a size of its own. */
 #define RELATIVE_OPERAND(argument) {"relative_bias", ENGINE_BY_DISTANCE, argument, "hlt", 0, PLACE(relative_bias)}
 
 /* query and key, where query is argument `q` and key the next. */
