@@ -145,9 +145,9 @@ def test_kv_lengths_are_enough_where_positions_do_not_matter():
 
 def test_core_counts_its_arguments():
     for name, wanted in {
-        "scaled_dot_product_attention": 23,
-        "attention_weights": 20,
-        "attention_received": 19,
+        "scaled_dot_product_attention": 24,
+        "attention_weights": 21,
+        "attention_received": 20,
         "merge_attention": 3,
         "merge_attention_backward": 7,
         "dropout_mask": 4,
