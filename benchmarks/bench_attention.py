@@ -92,6 +92,26 @@ def half(case, goal):
     return Row("scaled_dot_product_attention", case.name, prepare, goal)
 
 
+def by_distance(case, goal):
+    """ALiBi or relative_bias beside the same call without; others add a dense bias."""
+
+    def prepare(wanted):
+        operands, keywords = case.operands(), case.keywords()
+        without = {name: x for name, x in keywords.items() if name not in ("alibi_slopes", "relative_bias")}
+        visible, computed = case.flops()
+        return Work(
+            ours=lambda: attnpy.scaled_dot_product_attention(*operands[0], **keywords),
+            flops=visible,
+            computed=computed,
+            head_dim=case.D,
+            beside={"plain": lambda: attnpy.scaled_dot_product_attention(*operands[0], **without)},
+            peers=peers.attention(case, operands, wanted),
+            tolerance=tolerance(case),
+        )
+
+    return Row("scaled_dot_product_attention", case.name, prepare, goal)
+
+
 def decode(case, goal):
     """One query over caches that are cold: each call takes the next of a gigabyte of them."""
 
@@ -188,6 +208,11 @@ def rows():
         {"dropout": True},
     ):
         yield forward(Attention(H=8, L=1024, **option))
+    yield by_distance(Attention(H=8, L=2048, alibi=True, causal=True), ("plain", 1 / 1.06))
+    yield by_distance(Attention(H=8, L=2048, alibi=True), ("plain", 1 / 1.06))
+    yield by_distance(Attention(H=8, L=2048, relative=128), ("plain", 1 / 1.12))
+    yield by_distance(Attention(H=8, L=2048, relative=128, causal=True), ("plain", 1 / 1.12))
+    yield by_distance(Attention(H=8, L=2048, relative=2047), ("plain", 1 / 1.12))
     yield weights(Attention(H=12, L=512))
     yield weights_of_rows(Attention(H=12, L=1024), 64)
     yield received(Attention(H=12, L=1024, causal=True))

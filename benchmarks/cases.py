@@ -23,6 +23,7 @@ class Attention:
     window: tuple | None = None
     softcap: float = 0.0
     alibi: bool = False
+    relative: int = 0
     biased: bool = False
     masked: bool = False
     dropout: bool = False
@@ -45,6 +46,7 @@ class Attention:
         words = [f"B{self.B} H{heads} L{self.L} S{self.S} D{self.D} {self.dtype}"]
         words += [f"window({self.window[0]},{self.window[1]})"] if self.window else []
         words += [f"softcap({self.softcap:g})"] if self.softcap else []
+        words += [f"relative_bias({2 * self.relative + 1})"] if self.relative else []
         words += [word for word in ("causal", "alibi", "biased", "masked", "dropout") if getattr(self, word)]
         return " ".join(words)
 
@@ -62,6 +64,7 @@ class Attention:
         keywords |= {"window_size": self.window} if self.window else {}
         keywords |= {"softcap": self.softcap} if self.softcap else {}
         keywords |= {"alibi_slopes": self.slopes()} if self.alibi else {}
+        keywords |= {"relative_bias": self.table()} if self.relative else {}
         keywords |= {"bias": rng.standard_normal((self.H, self.L, self.S), np.float32)} if self.biased else {}
         keywords |= {"attn_mask": rng.random((self.L, self.S)) < 0.9} if self.masked else {}
         keywords |= {"dropout_p": 0.1, "rng": attnpy.dropout_key(rng)} if self.dropout else {}
@@ -69,6 +72,10 @@ class Attention:
 
     def slopes(self):
         return np.float32(2) ** (-8 * np.arange(1, self.H + 1, dtype=np.float32) / self.H)
+
+    def table(self):
+        """A row for each head, of distances from -K to K."""
+        return np.random.default_rng(3).standard_normal((self.H, 1, 2 * self.relative + 1), np.float32)
 
     def dense(self):
         """The same as a bool mask (L, S) and an additive bias (H, L, S) for libraries that have no more; None where
@@ -79,9 +86,12 @@ class Attention:
             low, high = self.ranges()
             mask = (keys >= low[:, None]) & (keys < high[:, None]) & keywords.get("attn_mask", True)
         bias = keywords.get("bias")
+        behind = np.arange(self.L)[:, None] + self.S - self.L - np.arange(self.S)
         if self.alibi:
-            distance = np.abs(np.arange(self.L)[:, None] + self.S - self.L - np.arange(self.S)).astype(np.float32)
-            bias = -self.slopes()[:, None, None] * distance + (0 if bias is None else bias)
+            bias = -self.slopes()[:, None, None] * np.abs(behind).astype(np.float32) + (0 if bias is None else bias)
+        if self.relative:
+            column = np.clip(-behind, -self.relative, self.relative) + self.relative
+            bias = self.table()[:, 0, column] + (0 if bias is None else bias)
         return mask, bias
 
     def ranges(self):

@@ -194,7 +194,9 @@ def test_padded_queries_give_nothing_even_with_a_sink():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"window_size": (9, 3)}, {"alibi_slopes": [0.5, 0.1]}], ids=["", "window", "alibi"]
+    "options",
+    [{}, {"window_size": (9, 3)}, {"alibi_slopes": [0.5, 0.1]}, {"relative_bias": np.arange(41) % 3 / 2}],
+    ids=["", "window", "alibi", "relative"],
 )
 def test_a_padded_batch_equals_its_sequences(options):
     """The offset of a sequence is its kv_length - query_length: its last query stands at its last key."""
@@ -209,7 +211,7 @@ def test_a_padded_batch_equals_its_sequences(options):
         np.testing.assert_array_equal(np.isinf(lse[b, :, :n]), np.isinf(alone_lse))
 
 
-POSITIONAL = {"is_causal": True, "window_size": (3, 0), "alibi_slopes": [0.1] * 4}
+POSITIONAL = {"is_causal": True, "window_size": (3, 0), "alibi_slopes": [0.1] * 4, "relative_bias": [0.1] * 9}
 
 
 @pytest.mark.parametrize("name", POSITIONAL)
