@@ -94,7 +94,7 @@ side_open(const struct attn_attention *a, const struct attn_tensor *t, const str
 {
     int64_t pitch = (n + LANES - 1) / LANES * LANES;
     struct stored_rows *rows = &side->rows;
-    bool direct = n % LANES == 0 && is_loadable(t, &rows->stored) && !turns;
+    bool whole = n % LANES == 0 && is_loadable(t, &rows->stored), direct = whole && !turns, real = whole && rows->stored == ATTN_STORED_REAL;
     places_of(a, t, batch, kv_head, first, keys, side->place);
     side->scaled = direct && scale->data;
     if (scale->data)
@@ -105,16 +105,19 @@ side_open(const struct attn_attention *a, const struct attn_tensor *t, const str
         rows->stored = ATTN_STORED_REAL;
         for (int r = 0; r < keys; r++) {
             REAL *row = memory + r * pitch;
-            load_padded(row, side->place[r], t, n);
+            if (!real)
+                load_padded(row, side->place[r], t, n);
             if (scale->data)
                 scale_row(row, n, side->scale[r]);
             if (turns)
-                turn(a, key_angle(a, batch, first + r), row, row, false);
+                turn(a, key_angle(a, batch, first + r), row, real ? (const REAL *)side->place[r] : row, false);
+            side->next[r] = whole ? side->place[r] : (const char *)row;
             side->place[r] = (const char *)row;
         }
     }
-    rows->row = rows->next = side->place;
-    rows->ahead = direct ? ATTN_BLOCK * t->row : 0;
+    rows->row = side->place;
+    rows->next = direct ? side->place : side->next;
+    rows->ahead = whole ? ATTN_BLOCK * t->row : 0;
 }
 
 /* Keys in pages: the places of the next block are looked up, so that it can be asked for. From `end` on the table must not be read. */
@@ -124,7 +127,7 @@ side_look_ahead(const struct attn_attention *a, int64_t batch, int64_t kv_head, 
     int64_t following = first + attn_block_keys(a);
     int known = (int)attn_min(keys, end - following);
     side->rows.ahead = 0;
-    if (known <= 0 || side->rows.row[0] != stored_at(a, &a->key, batch, kv_head, first)) /* loaded: nothing is read ahead */
+    if (known <= 0 || side->rows.next[0] != stored_at(a, &a->key, batch, kv_head, first)) /* loaded row by row: nothing is read ahead */
         return;
     places_of(a, &a->key, batch, kv_head, following, known, side->next);
     for (int r = known; r < keys; r++)
