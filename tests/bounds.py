@@ -21,6 +21,7 @@ from bounds_softmax import (  # noqa: F401, called by their names
 )
 from bounds_tools import LANES, exact_of, finite, oracle_errs
 from numerics import HALF, Expected, tiny, unit, wider
+from oracle_rotary import ROUNDINGS
 
 import attnpy
 
@@ -36,9 +37,14 @@ def _cap(compute, reach, E, S):
     return unit(compute) * (8 + 2 * (64 + math.ceil(S / 64)) + 2 * (E + 3) * reach) * oracle_errs(compute)
 
 
+def _chain(arguments):
+    """r_d: E, and of turned queries and keys what they are off by."""
+    return np.shape(arguments["query"])[-1] + (ROUNDINGS if arguments.get("rotary") is not None else 0)
+
+
 def scaled_dot_product_attention(arguments):
     compute = attention_compute(arguments)
-    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    E, S = _chain(arguments), np.shape(arguments["key"])[-2]
     with_lse = bool(arguments.get("return_lse"))
     exact = oracle.attention(wider(compute), arguments)
     wanted = exact_of("scaled_dot_product_attention", compute, arguments, (exact.output, exact.lse))
@@ -89,7 +95,7 @@ def scaled_dot_product_attention_jvp(arguments):
     A softcap's slope 1 - tanh^2 is off by as much as its tanh, twice.
     """
     compute = attention_compute(arguments)
-    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    E, S = _chain(arguments), np.shape(arguments["key"])[-2]
     u = unit(compute)
     base = {k: v for k, v in arguments.items() if not k.endswith("_tangent")}
     results = scaled_dot_product_attention(base)
@@ -143,7 +149,7 @@ def longformer_attention(arguments):
 
 def attention_weights(arguments):
     compute, rows = attention_compute(arguments), arguments.get("rows")
-    E, S = np.shape(arguments["query"])[-1], np.shape(arguments["key"])[-2]
+    E, S = _chain(arguments), np.shape(arguments["key"])[-2]
     rows = slice(None) if rows is None else np.asarray(rows, np.intp)
     exact = oracle.attention(wider(compute), arguments)
     plain = oracle.attention(np.float32, arguments).weights[..., rows, :] if _all_float32(arguments) else None
@@ -158,7 +164,7 @@ def attention_weights(arguments):
 def attention_received(arguments):
     """The caps of the weights, summed, and what summing L terms in blocks of 64 costs."""
     compute = attention_compute(arguments)
-    (L, E), S = np.shape(arguments["query"])[-2:], np.shape(arguments["key"])[-2]
+    E, L, S = _chain(arguments), np.shape(arguments["query"])[-2], np.shape(arguments["key"])[-2]
     exact = oracle.attention(wider(compute), arguments)
     plain = oracle.attention(np.float32, arguments).weights.sum(-2) if _all_float32(arguments) else None
     weights = exact.weights.astype(np.float64)
@@ -178,7 +184,7 @@ def scaled_dot_product_attention_backward(arguments):
     dP and delta are chains over D, the first of which may start at -delta: their difference is off by D + 3 of
     B_ij + C_i, B = M sum_d |dO v|, C = sum_d |dO O| + |dlse|. From there see _gradients.
     """
-    size = np.shape(arguments["query"])[-1], np.shape(arguments["value"])[-1]
+    size = _chain(arguments), np.shape(arguments["value"])[-1]
 
     def errors_of(p):
         return 8 + 2 * (size[0] + 3) * p.reach + size[0] * p.lse, size[1] + 3
@@ -190,7 +196,7 @@ def attention_weights_backward(arguments):
     """The log-sum-exp is made here, off by 8 + r_n + 2 (E + 3) S_i + |lse_i| (see the forward), and P by that besides;
     delta is a sum of S terms, off by what P is and r_n of C_i = sum_j P |dP|; B = |dP|.
     """
-    E, r_n = np.shape(arguments["query"])[-1], 64 + math.ceil(np.shape(arguments["key"])[-2] / 64)
+    E, r_n = _chain(arguments), 64 + math.ceil(np.shape(arguments["key"])[-2] / 64)
 
     def errors_of(p):
         of_weights = 16 + r_n + 4 * (E + 3) * p.reach + (E + 1) * p.lse
@@ -224,9 +230,9 @@ def _gradients(function, arguments, errors_of):
     weights, slope, dropped, share, scale = magnitudes
     both = np.where(p.visible, p.parts + p.delta_parts, 0.0)
     softcap = arguments.get("softcap")
-    of_slope = 4 + 2 * (shape(arguments["query"])[-1] + 3) * slope * p.product / softcap if softcap else 0.0
+    of_slope = 4 + 2 * (_chain(arguments) + 3) * slope * p.product / softcap if softcap else 0.0
     sizes = p._replace(
-        query=finite(p.query), key=finite(p.key), distance=finite(p.distance), scale=scale,
+        query=finite(p.query_size), key=finite(p.key_size), distance=finite(p.distance), scale=scale,
         grad_output=None if p.grad_output is None else finite(p.grad_output),
     )  # fmt: skip
 
@@ -269,7 +275,8 @@ def _steps(name, arguments):
     padded = (1,) * (len(batch) + core - len(shape)) + shape
     places = math.prod(batch) // max(math.prod(padded[: len(batch)]), 1)
     if name in ("query", "key", "value"):
-        return 64 + places * (keys if name == "query" else rows * max(H // max(G, 1), 1))
+        turned = ROUNDINGS if arguments.get("rotary") is not None else 0  # what it is multiplied by, and turning back
+        return 64 + turned + places * (keys if name == "query" else rows * max(H // max(G, 1), 1))
     if name in oracle.ADDITIVE:
         sums = [n for n, whole in zip(padded[-2:], (L, S), strict=True) if n != whole]
         heads = H if padded[-3] == 1 else 1

@@ -32,6 +32,7 @@ from cases_cache import (
 )
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_positions_relative import POSITIONS_RELATIVE
+from cases_rotary import rotary, rotary_positions
 from cases_softmax import softmax_backward, softmax_row
 from cases_varlen import varlen_backward_row, varlen_row
 
@@ -99,7 +100,7 @@ ATTENTION_HEAVY = [
 ]
 ATTENTION_OPTIONS = (
     "plain", "causal", "offset", "window", "window_causal", "mask", "key_mask", "float_mask", "blocks", "bias",
-    "softcap", "alibi", "sinks", "lengths", "scale", "broadcast", "together",
+    "softcap", "alibi", "sinks", "lengths", "scale", "broadcast", "together", "rotary", "rotary_positions",
 )  # fmt: skip
 RELATIVE_OPTIONS = ("relative", "relative_rows", "relative_holes", "relative_alibi")
 
@@ -144,6 +145,10 @@ def attention_options(option, size, rng, real):
         given |= {"query_lengths": _lengths(rng, L, batch), "kv_lengths": _lengths(rng, S, batch)}
     if option == "scale":
         given["scale"] = -1.7
+    if option == "rotary":
+        given |= rotary(L, S, E, real)
+    if option == "rotary_positions":
+        given |= rotary_positions(rng, batch, L, S, E, real)
     if option == "dropout":
         given |= {"dropout_p": 0.3, "rng": attnpy.DropoutKey(12345)}
     if option == "rows":

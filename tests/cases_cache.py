@@ -5,6 +5,7 @@ from typing import NamedTuple
 import dense
 import numpy as np
 from calls import DTYPES, Call, named
+from cases_rotary import rotary_tables
 
 import attnpy
 
@@ -47,9 +48,19 @@ PAGED_HEAVY = [
     (Paged((), 2, 1, 1, 9001, 32, 32, 16), "plain"),
 ]
 OPTIONS = ("plain", "causal", "window", "offset", "softcap", "alibi", "sinks", "scale", "lengths", "together",
-           "relative", "relative_rows")  # fmt: skip
+           "relative", "relative_rows", "rotary")  # fmt: skip
 PAGED_OPTIONS = (*OPTIONS, "shared")
-CACHE_OPTIONS = (*OPTIONS, "int8", "int8_window", "ring", "ring_sinks", "float16", "ragged")
+CACHE_OPTIONS = (
+    *OPTIONS,
+    "int8",
+    "int8_window",
+    "ring",
+    "ring_sinks",
+    "float16",
+    "ragged",
+    "ring_rotary",
+    "int8_rotary",
+)
 
 
 def options_of(option, size, rng, real):
@@ -72,6 +83,8 @@ def options_of(option, size, rng, real):
         given["relative_bias"] = rng.normal(size=shape).astype(real)
     if option == "scale":
         given["scale"] = -1.7
+    if option.endswith("rotary"):
+        given |= {"rotary": rotary_tables(S, size.E // 2, real), "rotary_interleaved": option == "ring_rotary"}
     if option in ("lengths", "together"):
         given["query_lengths"] = rng.integers(0, L + 1, batch)
     return given

@@ -6,6 +6,7 @@ import numpy as np
 import packed
 from calls import DTYPES, Call, Row, named
 from cases_backward import gradient_hidden
+from cases_rotary import rotary_tables
 
 import attnpy
 
@@ -48,7 +49,7 @@ HEAVY = [
 ]
 OPTIONS = (
     "plain", "causal", "offset", "window", "window_causal", "softcap", "alibi", "sinks", "own_sinks", "scale",
-    "together", "dropout",
+    "together", "dropout", "rotary", "rotary_positions",
 )  # fmt: skip
 RELATIVE_OPTIONS = ("relative", "relative_rows", "own_relative")
 
@@ -77,6 +78,13 @@ def options(option, shape, rng, real):
         given["scale"] = -1.7
     if option == "dropout":
         given |= {"dropout_p": 0.3, "rng": attnpy.DropoutKey(12345)}
+    if option.startswith("rotary"):
+        rows, keys = sum(shape.queries) + shape.past[0], sum(shape.keys) + shape.past[1]
+        given["rotary"] = rotary_tables(1 + max((1, *shape.queries, *shape.keys)), shape.E // 2, real)
+        if option == "rotary":
+            given |= {"is_causal": True, "causal_offset": np.array(1)}
+        else:
+            given |= {"query_positions": rng.integers(0, 2, rows), "key_positions": rng.integers(0, 2, keys)}
     return given
 
 

@@ -265,7 +265,7 @@ def _core_axes(call, name):
         return 3
     if name in ("lse", "grad_lse"):
         return 2
-    if name in ("alibi_slopes", "sinks", "block_table"):
+    if name in ("alibi_slopes", "sinks", "block_table", "query_positions", "key_positions"):
         return 1
     return 0 if name in ("query_lengths", "kv_lengths", "causal_offset", "offset") else call.arguments[name].ndim
 

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import oracle_rotary
 
 import attnpy
 
@@ -107,6 +108,19 @@ def used_entries(shape, visible, arguments):
     return used.any(tuple(n for n, size in enumerate(shape) if size == 1 and used.shape[n] != 1), keepdims=True)
 
 
+def turning(real, arguments):
+    """turn(x, side, ...): oracle_rotary.turned for a call."""
+    ranges = {name: x for name, x in arguments.items() if name not in (*ADDITIVE, "relative_bias")}
+    turned_rows = None
+    if arguments.get("rotary") is not None:
+        turned_rows = oracle_rotary.rows_seen(arguments, sizes(**arguments), visible_keys(ranges))
+
+    def turn(x, side, **what):
+        return oracle_rotary.turned(real, arguments, side, turned_rows, x, **what)
+
+    return turn
+
+
 def attention(real, arguments, rng=None):
     """All of scaled_dot_product_attention; `value` may be missing. With `rng` the sums are made in another order."""
     query, key, value = (arguments.get(name) for name in ("query", "key", "value"))
@@ -121,6 +135,9 @@ def attention(real, arguments, rng=None):
         )
         for x in (query, key, value)
     )
+    turn = turning(real, arguments)
+    query_size, key_size = turn(query, "query", sizes=True), turn(key, "key", sizes=True)
+    query, key = turn(query, "query"), turn(key, "key")
     keys = slice(None) if rng is None else rng.permutation(S)
     if rng is not None:
         dims = rng.permutation(query.shape[-1])
@@ -153,7 +170,16 @@ def attention(real, arguments, rng=None):
                 np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf)
             )
         p, lse[index], reach[index] = _head(
-            real, query[index], key[shared], visible[index], terms, scale, softcap, sink, keys
+            real,
+            query[index],
+            key[shared],
+            query_size[index] @ key_size[shared].T,
+            visible[index],
+            terms,
+            scale,
+            softcap,
+            sink,
+            keys,
         )
         weights[index] = p
         if value is not None:
@@ -199,13 +225,16 @@ def attention_jvp(real, arguments, rng=None):
     E, D = np.shape(arguments["query"])[-1], np.shape(arguments["value"])[-1]
     scale, softcap = arguments.get("scale"), arguments.get("softcap")
     scale = real(1 / math.sqrt(E) if scale is None else scale)
-    q, dq, k, dk = (whole(name, E)[..., dims] for name in ("query", "query_tangent", "key", "key_tangent"))
+    names, turn = ("query", "query_tangent", "key", "key_tangent"), turning(real, arguments)
+    sizes_of = (turn(whole(name, E), name.removesuffix("_tangent"), sizes=True) for name in names)
+    q_size, dq_size, k_size, dk_size = (np.abs(scale) * x if n < 2 else x for n, x in enumerate(sizes_of))
+    q, dq, k, dk = (turn(whole(name, E), name.removesuffix("_tangent"))[..., dims] for name in names)
     v, dv = whole("value", D), whole("value_tangent", D)
     heads = found.weights.reshape(*batch, H, L, S), found.lse.reshape(*batch, H, L), found.visible
     weights, lse, visible = heads[0], heads[1], heads[2].reshape(*batch, H, L, S)
     with np.errstate(all="ignore"):
         ds = (scale * dq) @ k.swapaxes(-1, -2) + (scale * q) @ dk.swapaxes(-1, -2)
-        size = np.abs(scale * dq) @ np.abs(k).swapaxes(-1, -2) + np.abs(scale * q) @ np.abs(dk).swapaxes(-1, -2)
+        size = dq_size @ k_size.swapaxes(-1, -2) + q_size @ dk_size.swapaxes(-1, -2)
         if softcap:
             ds = ds * (1 - np.tanh(scale * q @ k.swapaxes(-1, -2) / real(softcap)) ** 2)
         if arguments.get("bias_tangent") is not None:
@@ -236,12 +265,14 @@ def attention_jvp(real, arguments, rng=None):
     return found, Tangents(*results)
 
 
-def _head(real, q, k, seen, terms, scale, softcap, sink, keys):
-    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); keys: the order in which exponentials are summed."""
+def _head(real, q, k, size, seen, terms, scale, softcap, sink, keys):
+    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E), the sum of |terms| of each product, size (L, S); keys:
+    the order in which exponentials are summed.
+    """
     with np.errstate(all="ignore"):
         scaled = q * real(scale)
         s = scaled @ k.T
-        size = (np.abs(scaled) @ np.abs(k).T).astype(np.float64)
+        size = (size * np.abs(real(scale))).astype(np.float64)
         if softcap:
             s = real(softcap) * np.tanh(s / real(softcap))
         for term in terms:

@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from oracle import ADDITIVE, _kept, compute_type, in_type, sizes, visible_keys
+from oracle import ADDITIVE, _kept, compute_type, in_type, sizes, turning, visible_keys
 
 FIELDS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")
 
@@ -17,6 +17,8 @@ class Pairs(NamedTuple):
 
     query: np.ndarray  # (..., H, L, E)
     key: np.ndarray  # (..., H, S, E), repeated for each query head
+    query_size: np.ndarray  # the magnitudes of what they are made of
+    key_size: np.ndarray
     grad_output: np.ndarray | None  # (..., H, L, D); None: gradients of the weights
     visible: np.ndarray
     distance: np.ndarray  # |i + offset - j|, (..., 1, L, S)
@@ -39,7 +41,10 @@ def pairs(real, arguments, rng=None):
     """From the arguments of either function. With `rng` sums over head sizes are made in another order."""
     batch, H, _, L, S, _ = sizes(**arguments)
     stored = compute_type(*(np.asarray(arguments[x]) for x in ("query", "key", "value") if x in arguments))
+    turn = turning(real, arguments)
     query, key = (_of_heads(real, stored, arguments[name], batch, H) for name in ("query", "key"))
+    query_size, key_size = turn(query, "query", sizes=True), turn(key, "key", sizes=True)
+    query, key = turn(query, "query"), turn(key, "key")
     scale, softcap = arguments.get("scale"), arguments.get("softcap")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     visible = visible_keys(arguments)
@@ -57,7 +62,7 @@ def pairs(real, arguments, rng=None):
     with np.errstate(all="ignore"):
         scaled = query * real(scale)
         score = contract(scaled, key.swapaxes(-1, -2), rng)
-        product = (np.abs(scaled) @ np.abs(key).swapaxes(-1, -2)).astype(np.float64)
+        product = (abs(real(scale)) * (query_size @ key_size.swapaxes(-1, -2))).astype(np.float64)
         slope = 1.0
         if softcap:
             capped = np.tanh(score / real(softcap))
@@ -78,7 +83,7 @@ def pairs(real, arguments, rng=None):
         )
     excess = np.where(visible, grad_weights - delta, real(0))
     delta, delta_parts = (np.where(counted, x, 0) for x in (delta, delta_parts))
-    return Pairs(query, key, grad_output, visible, distance, weights, dropped, excess, slope, share,
+    return Pairs(query, key, query_size, key_size, grad_output, visible, distance, weights, dropped, excess, slope, share,
                  delta, scale, reach, product, parts, delta_parts, finite)  # fmt: skip
 
 
@@ -121,13 +126,14 @@ def gradients(p, arguments, weights=None, grad_score=None, grad_product=None, sh
     if grad_score is None:
         weights, grad_score, shares = p.weights * p.dropped, p.weights * p.excess, p.share * p.delta
         grad_product = grad_score * p.slope
-    scale = weights.dtype.type(p.scale)
+    scale, turn = weights.dtype.type(p.scale), turning(weights.dtype.type, arguments)
     found = {}
     for name in arguments["needs"]:
         if name == "query":
-            x = scale * contract(grad_product, p.key, rng)
+            x = turn(scale * contract(grad_product, p.key, rng), "query", back=True, sizes=sign == 1)
         elif name == "key":
-            x = of_shared(scale * contract(grad_product.swapaxes(-1, -2), p.query, rng), arguments[name])
+            x = turn(scale * contract(grad_product.swapaxes(-1, -2), p.query, rng), "key", back=True, sizes=sign == 1)
+            x = of_shared(x, arguments[name])
         elif name == "value":
             x = of_shared(contract(weights.swapaxes(-1, -2), p.grad_output, rng), arguments[name])
         elif name == "sinks":

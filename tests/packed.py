@@ -28,6 +28,8 @@ def sequences(arguments):
                 x = heads_first(x[rows if name in QUERY_ROWS else keys])
             elif name in LSES:
                 x = x[:, rows]
+            elif name in ("query_positions", "key_positions"):
+                x = np.asarray(x)[rows if name == "query_positions" else keys]
             elif name in PER_SEQUENCE and np.ndim(x) > len(PER_SEQUENCE[name]):
                 x = x[n]
             elif name == "relative_bias":
