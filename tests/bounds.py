@@ -217,7 +217,7 @@ def _gradients(function, arguments, errors_of):
     rounded to u |lse| leaves the weights uncertain by as much, which NumPy may be lucky not to show.
     """
     compute = attention_compute(arguments)
-    u, shape = unit(compute), np.shape
+    u = unit(compute)
     p = oracle_backward.pairs(wider(compute), arguments)
     exact = oracle_backward.gradients(p, arguments)
     if compute == np.float32:

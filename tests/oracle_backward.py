@@ -83,8 +83,8 @@ def pairs(real, arguments, rng=None):
         )
     excess = np.where(visible, grad_weights - delta, real(0))
     delta, delta_parts = (np.where(counted, x, 0) for x in (delta, delta_parts))
-    return Pairs(query, key, query_size, key_size, grad_output, visible, distance, weights, dropped, excess, slope, share,
-                 delta, scale, reach, product, parts, delta_parts, finite)  # fmt: skip
+    return Pairs(query, key, query_size, key_size, grad_output, visible, distance, weights, dropped, excess, slope,
+                 share, delta, scale, reach, product, parts, delta_parts, finite)  # fmt: skip
 
 
 def _of_output(real, stored, arguments, visible, weights, rng):
