@@ -23,6 +23,7 @@ from ._attention_backward import AttentionGradients, attention_weights_backward,
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
+from ._layers_linear import LinearGradients, PackedWeight, linear, linear_backward
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
@@ -73,6 +74,11 @@ __all__ = [  # noqa: RUF022, by family
     "softmax_backward",
     "log_softmax_backward",
     "logsumexp_backward",
+    # layers
+    "linear",
+    "linear_backward",
+    "LinearGradients",
+    "PackedWeight",
     # threads
     "get_num_threads",
     "set_num_threads",

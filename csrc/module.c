@@ -9,6 +9,7 @@ static const struct family *const families[] = {
     &attn_cache_family,
     &attn_backward_family,
     &attn_jvp_family,
+    &attn_linear_family,
     &attn_merge_family,
     &attn_merge_backward_family,
     &attn_positions_relative_family,

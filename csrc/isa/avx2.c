@@ -7,6 +7,7 @@
 #include "../kernels/attention_varlen.h"
 #include "../kernels/positions_relative.h"
 #include "../kernels/positions_rotary.h"
+#include "../kernels/layers_linear.h"
 #include "../kernels/probe.h"
 #include "../kernels/softmax.h"
 #include "isa.h"

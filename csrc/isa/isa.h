@@ -21,6 +21,8 @@ struct attn_kernels {
     const struct attn_kernel *dropout_mask[2];       /* struct attn_dropout */
     const struct attn_kernel *alibi_bias[2];         /* positions_relative.h: struct attn_alibi */
     const struct attn_kernel *buckets[2];            /* struct attn_buckets, both directions */
+    const struct attn_kernel *linear[2];             /* layers_linear.h: struct attn_linear */
+    const struct attn_kernel *linear_backward[2];
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
     double (*read)(const void *data, int64_t bytes);             /* probe.h */
