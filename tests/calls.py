@@ -30,8 +30,9 @@ class Call:
         """The results, always as a tuple; of gradients those asked for, whose out= is a tuple here too."""
         arguments = {**self.arguments, **changes}
         out = arguments.get("out")
+        fields = (attnpy.LinearGradients if self.function.startswith("linear") else attnpy.AttentionGradients)._fields
         if "needs" in arguments and out is not None:
-            needed = [name for name in attnpy.AttentionGradients._fields if name in arguments["needs"]]
+            needed = [name for name in fields if name in arguments["needs"]]
             arguments["out"] = dict(zip(needed, out if isinstance(out, tuple) else (out,), strict=True))
         result = getattr(attnpy, self.function)(**arguments)
         if "needs" in arguments:

@@ -7,6 +7,7 @@ import inspect
 from typing import NamedTuple
 
 import bounds
+import bounds_layers_linear
 import bounds_positions_relative
 import bounds_varlen
 import cases_masks
@@ -31,6 +32,7 @@ from cases_cache import (
     paged,
 )
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
+from cases_layers_linear import LINEAR
 from cases_positions_relative import POSITIONS_RELATIVE
 from cases_rotary import rotary, rotary_positions
 from cases_softmax import softmax_backward, softmax_row
@@ -38,7 +40,7 @@ from cases_varlen import varlen_backward_row, varlen_row
 
 import attnpy
 
-BOUNDS = (bounds, bounds_varlen, bounds_positions_relative)
+BOUNDS = (bounds, bounds_varlen, bounds_positions_relative, bounds_layers_linear)
 
 
 def check(call, got, note="", ratchet=True):
@@ -350,6 +352,7 @@ CASES = {
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),
     **POSITIONS_RELATIVE,
+    **LINEAR,
     "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),
     "set_num_threads": Row(refused=refusals.NUM_THREADS),
     "num_threads": Row(refused=refusals.ENTERED),

@@ -8,8 +8,8 @@ FLOORS = ("core", "kernels", "isa", "bindings")  # and module.c above them: incl
 PYTHON_AND_NUMPY = re.compile(r"#\s*include\s*[<\"](Python\.h|numpy/)|\bPy_?[A-Z]\w+\s*\(|\bPyObject\b|\bnpy_\w+")
 HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
 
-FAMILIES = ("softmax", "attention", "masks", "positions")
-PARTED = ("positions",)  # families of several parts, which have no place in common: FAMILY_part on every floor
+FAMILIES = ("softmax", "attention", "masks", "positions", "layers")
+PARTED = ("positions", "layers")  # families of several parts, which have no place in common: FAMILY_part on every floor
 WITHOUT_KERNELS = ("masks",)  # what kernels of other families are given
 MODULES = ("reference", "plot", "integrations")  # public names that are modules
 # What families there are besides: stems of one floor or two, which compute nothing that a user calls.
@@ -20,6 +20,7 @@ TOOLS = {
 }
 THREADS = "controls threads, computes nothing"
 WITHOUT_REFERENCE = {
+    "PackedWeight": "holds weights; unpack() gives them to the reference of linear",
     "DropoutKey": "holds four words",
     "KVCache": "holds keys and values; view() gives them to the reference of attention_with_cache",
     "dropout_key": "draws four words from NumPy's own generator",
@@ -29,6 +30,7 @@ WITHOUT_REFERENCE = {
     "show_config": "prints facts",
 }
 WITHOUT_BENCHMARK = {
+    "LinearGradients": "what linear_backward returns, which has rows",
     "BlockMask": "has a row for each constructor",
     "DropoutKey": "what dropout_key returns, which has a row",
     "KVCache": "what attention_with_cache reads, which has rows",
@@ -36,6 +38,7 @@ WITHOUT_BENCHMARK = {
     "show_config": "prints facts",
 }
 WITHOUT_README = {
+    "LinearGradients": "what linear_backward returns, which has a line",
     "DropoutKey": "what dropout_key returns, which has a line",
     "AttentionGradients": "what the backward functions return, which have lines",
 }

@@ -221,8 +221,38 @@ def _t5_jvp(arguments, needed, tangents):
     return (_core.t5_relative_bias(tangents[0], arguments[1], None),)
 
 
+# --- layers: x, weight, bias, activation, residual, out
+
+
+def _linear(arguments):
+    return (_core.linear(*arguments),), ()
+
+
+def _linear_backward(arguments, needed, gradients, places):
+    x, weight, bias, activation, residual, _ = arguments
+    needs = [name for name in LINEAR[:3] if LINEAR.index(name) in places]
+    found = attnpy.linear_backward(gradients[0], x, weight, bias, activation=activation, needs=needs)
+    found = {LINEAR.index(name): getattr(found, name) for name in needs}
+    if LINEAR.index("residual") in places:
+        found[LINEAR.index("residual")] = _summed(gradients[0], residual)
+    return found
+
+
+def _summed(gradient, operand):
+    """The gradient of an operand that broadcast: summed over the places that each of its elements had."""
+    shape, real = np.shape(operand), np.asarray(operand).dtype
+    wide = np.float32 if real.itemsize == 2 else real
+    gradient = np.ascontiguousarray(gradient).reshape(-1, *np.shape(gradient)[np.ndim(gradient) - len(shape) :])
+    axes = (0, *(n + 1 for n, size in enumerate(shape) if size == 1))
+    return gradient.astype(wide, copy=False).sum(axes, dtype=wide).reshape(shape).astype(real, copy=False)
+
+
+LINEAR = ("x", "weight", "bias", "activation", "residual", "out")
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
+    "linear": Rule(
+        LINEAR, frozenset({"x", "weight", "bias", "residual"}), _linear, _linear_backward, needs_results=False
+    ),
     "scaled_dot_product_attention": Rule(
         ATTENTION, frozenset(GRADIENTS), _attention, _attention_backward, _attention_jvp
     ),

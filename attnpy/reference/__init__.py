@@ -16,6 +16,7 @@ from ._attention_cache import attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
+from ._layers_linear import LinearGradients, linear, linear_backward
 from ._masks import BlockMask
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
@@ -45,6 +46,9 @@ __all__ = [  # noqa: RUF022, by family
     "relative_position_bucket",
     "t5_relative_bias",
     "t5_relative_bias_backward",
+    "linear",
+    "linear_backward",
+    "LinearGradients",
     "softmax",
     "log_softmax",
     "logsumexp",
