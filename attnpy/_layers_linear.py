@@ -48,8 +48,8 @@ def linear(
     Returns
     -------
     (..., N) ndarray
-        In the common dtype of `x` and `weight`: float64 if one of them is, or holds integers; float32 if one of them is;
-        else the half type of both, computed in float32 and rounded once. Weights packed as int8 have no say.
+        In the common dtype of `x` and `weight`: float64 if one of them is, or holds integers; float32 if one of them
+        is; else the half type of both, computed in float32 and rounded once. Weights packed as int8 have no say.
 
     Raises
     ------
@@ -66,8 +66,8 @@ def linear(
     Notes
     -----
     An element is a sum over K in blocks of 384, each a chain of fused multiply-adds, added in order. So its error is at
-    most :math:`u\,(c + K/c + 3) (\sum_k |x_k w_k| + |b|)` before the activation, c = min(K, 384), and a row has the same
-    bits alone and among others, for any number of threads, any strides, packed weights and plain ones.
+    most :math:`u\,(c + K/c + 3) (\sum_k |x_k w_k| + |b|)` before the activation, c = min(K, 384), and a row has the
+    same bits alone and among others, for any number of threads, any strides, packed weights and plain ones.
 
     References
     ----------
@@ -143,7 +143,8 @@ def linear_backward(
     Parameters
     ----------
     grad_output : (..., N) array_like
-        The gradient with respect to the result. It is also that with respect to `residual`, summed where that broadcast.
+        The gradient with respect to the result. It is also that with respect to `residual`, summed where that
+        broadcast.
     x : (..., K) array_like
     weight : (N, K) array_like or PackedWeight
         As given to the forward. Packed weights have no gradient themselves.
@@ -198,13 +199,9 @@ def linear_backward(
            [3., 6.]]), array([[1., 3.]]), array([4.]))
     """
     needed = _needed(needs, (x, weight, bias))
-    if isinstance(weight, PackedWeight):
-        if needed[1]:
-            raise ValueError("needs holds 'weight', but weight is a PackedWeight, which has no gradient")
-        weight = weight.unpack()
-    found = _core.linear_backward(
-        grad_output, x, weight, bias, activation, preactivation, needed, _places(out, needed)
-    )  # fmt: skip
+    if needed[1] and isinstance(weight, PackedWeight):
+        raise ValueError("needs holds 'weight', but weight is a PackedWeight, which has no gradient")
+    found = _core.linear_backward(grad_output, x, weight, bias, activation, preactivation, needed, _places(out, needed))
     return LinearGradients(*found)
 
 
@@ -365,7 +362,8 @@ class PackedWeight:
 
     def _stored(self):
         (outputs, inputs), panels, scale = self._core_panels
-        return panels.swapaxes(1, 2).reshape(-1, inputs)[:outputs].copy(), scale
+        count, _, columns = panels.shape
+        return panels.swapaxes(1, 2).reshape(count * columns, inputs)[:outputs].copy(), scale
 
     def __reduce__(self):
         return _restored, self._stored()

@@ -32,7 +32,7 @@ def _compute(arguments):
     weight = arguments["weight"]
     names = [name for name in ("x", "weight", "grad_output", "preactivation") if arguments.get(name) is not None]
     deciding = [arguments[name] for name in names if not isinstance(arguments[name], attnpy.PackedWeight)]
-    if isinstance(weight, attnpy.PackedWeight) and (weight.dtype != np.int8 or "grad_output" in arguments):
+    if isinstance(weight, attnpy.PackedWeight) and weight.dtype != np.int8:
         deciding.append(weight.unpack()[:0])
     deciding = [np.asarray(x) for x in deciding]
     return oracle.compute_type(*deciding), all(x.dtype == np.float32 for x in deciding)
@@ -40,7 +40,9 @@ def _compute(arguments):
 
 def _operands(real, compute, arguments):
     given = {"x": arguments["x"], "weight": _matrix(arguments["weight"])}
-    given |= {k: arguments[k] for k in ("bias", "residual", "grad_output", "preactivation") if arguments.get(k) is not None}
+    given |= {
+        k: arguments[k] for k in ("bias", "residual", "grad_output", "preactivation") if arguments.get(k) is not None
+    }
     return {name: oracle.in_type(real, compute, np.asarray(x)) for name, x in given.items()}
 
 
@@ -81,11 +83,21 @@ def linear(arguments):
     if small and name in (None, "relu"):
         float32 = _operands(np.float32, compute, arguments)
         plain = _activated(name, _formula(float32))[0] + float32.get("residual", np.float32(0))
-    return [Expected("y", y, cap, plain, 2 * u * (finite(size) + finite(y)).max(initial=0), _again(arguments, compute, name), floor)]
+    return [
+        Expected(
+            "y",
+            y,
+            cap,
+            plain,
+            2 * u * (finite(size) + finite(y)).max(initial=0),
+            _again(arguments, compute, name),
+            floor,
+        )
+    ]
 
 
-def _formula(operands, order=slice(None)):
-    return operands["x"][..., order] @ operands["weight"][:, order].T + operands.get("bias", np.float32(0))
+def _formula(operands, order=...):
+    return operands["x"][..., order] @ operands["weight"][..., order].T + operands.get("bias", np.float32(0))
 
 
 def _again(arguments, compute, name):
@@ -98,7 +110,7 @@ def _again(arguments, compute, name):
 
 
 def linear_backward(arguments):
-    """dz is off by |g| times what f' is off, itself and by the error of z; where relu may see the other sign, by |g|."""
+    """dz is off by |g| times what f' is off, by itself and by z's error; where relu may see the other sign, by |g|."""
     compute, _ = _compute(arguments)
     u, name = unit(compute), arguments.get("activation")
     exact = _operands(wider(compute), compute, arguments)
@@ -112,13 +124,21 @@ def linear_backward(arguments):
     if name == "relu":
         off = off + np.where(finite(z) <= of_z, finite(g), 0.0)
     elif name is not None:
-        off = off + finite(g) * u * scale * (20 + 4 * np.minimum(_inner(name, z), 110)) * STEEPEST + tiny(compute) * finite(g)
-    rows = [np.reshape(a, (-1, weight.shape[0])) for a in (dz, finite(dz), off * np.ones(dz.shape))]
-    columns = x.reshape(-1, weight.shape[1])
-    n, m = weight.shape[0], len(columns)
+        off = (
+            off
+            + finite(g) * u * scale * (20 + 4 * np.minimum(_inner(name, z), 110)) * STEEPEST
+            + tiny(compute) * finite(g)
+        )
+    m = math.prod(x.shape[:-1])
+    rows = [np.reshape(a, (m, weight.shape[0])) for a in (dz, finite(dz), off * np.ones(dz.shape))]
+    columns, n = x.reshape(m, weight.shape[1]), weight.shape[0]
     wanted = {"x": dz @ weight, "weight": rows[0].T @ columns, "bias": rows[0].sum(0)}
     size_of = {"x": finite(dz) @ finite(weight), "weight": rows[1].T @ finite(columns), "bias": rows[1].sum(0)}
-    of_dz = {"x": (off * np.ones(dz.shape)) @ finite(weight), "weight": rows[2].T @ finite(columns), "bias": rows[2].sum(0)}
+    of_dz = {
+        "x": (off * np.ones(dz.shape)) @ finite(weight),
+        "weight": rows[2].T @ finite(columns),
+        "bias": rows[2].sum(0),
+    }
     results = []
     for what in ("x", "weight", "bias"):
         if what in arguments["needs"]:

@@ -31,8 +31,8 @@ from cases_cache import (
     cached,
     paged,
 )
-from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_layers_linear import LINEAR
+from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_positions_relative import POSITIONS_RELATIVE
 from cases_rotary import rotary, rotary_positions
 from cases_softmax import softmax_backward, softmax_row

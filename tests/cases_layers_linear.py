@@ -26,7 +26,20 @@ SHAPES = [
     Size((), 385, 130), Size((2, 7), 769, 16), Size((33,), 384, 31), Size((195,), 9, 70), Size((1, 387), 3, 2),
     Size((0,), 5, 3), Size((4,), 0, 3), Size((4,), 3, 0), Size((2, 0), 0, 3),
 ]  # fmt: skip
-OPTIONS = ("plain", "bias", "relu", "gelu", "gelu_tanh", "silu", "residual", "row", "packed", "half", "int8", "together")
+OPTIONS = (
+    "plain",
+    "bias",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "residual",
+    "row",
+    "packed",
+    "half",
+    "int8",
+    "together",
+)
 GRADIENT_OPTIONS = ("plain", "bias", "relu", "gelu", "gelu_tanh", "silu", "kept", "one", "int8")
 HEAVY = [
     (Size((257,), 300, 129), "together"), (Size((2, 400), 130, 65), "gelu"), (Size((4,), 1000, 700), "plain"),

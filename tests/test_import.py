@@ -85,6 +85,11 @@ SIGNATURES = {
     "log_softmax": "(x, axis=-1, *, where=None, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",
     "merge_attention_backward": "(grad_output, outputs, lses, output, lse, *, grad_lse=None, out=None)",
+    "linear": "(x, weight, bias=None, *, activation=None, residual=None, out=None)",
+    "linear_backward": "(grad_output, x, weight, bias=None, *, activation=None, preactivation=None, "
+    "needs=('x', 'weight'), out=None)",
+    "LinearGradients": "(x=None, weight=None, bias=None)",
+    "PackedWeight": "(weight, dtype=None)",
     "softmax_backward": "(grad_output, output, axis=-1, *, where=None, out=None)",
     "log_softmax_backward": "(grad_output, output, axis=-1, *, where=None, out=None)",
     "logsumexp_backward": "(grad_output, x, output, axis=-1, *, where=None, keepdims=False, out=None)",

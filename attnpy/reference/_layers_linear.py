@@ -1,7 +1,7 @@
 """The linear layer and its gradients. A PackedWeight is what it unpacks to."""
 
 import math
-from typing import NamedTuple
+import typing
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def linear(x, weight, bias=None, *, activation=None, residual=None):
     return y if residual is None else y + np.asarray(residual, np.float64)
 
 
-class LinearGradients(NamedTuple):
+class LinearGradients(typing.NamedTuple):
     """Gradients by operand: x (..., K), weight (N, K), bias (N,) = dz W, dz^T x, sum of dz; None where not asked."""
 
     x: np.ndarray | None = None
@@ -23,16 +23,16 @@ class LinearGradients(NamedTuple):
     bias: np.ndarray | None = None
 
 
-def linear_backward(
-    grad_output, x, weight, bias=None, *, activation=None, preactivation=None, needs=("x", "weight")
-):
+def linear_backward(grad_output, x, weight, bias=None, *, activation=None, preactivation=None, needs=("x", "weight")):
     """dz = g f'(z); dx = dz W, dW = dz^T x, db = sum of dz: (..., N), (..., K), (N, K) -> gradients."""
     x, weight = np.asarray(x, np.float64), _matrix(weight)
     _, slope = _ACTIVATIONS[activation]
     z = _before(x, weight, bias) if preactivation is None else np.asarray(preactivation, np.float64)
     dz = np.asarray(grad_output, np.float64) * slope(z)
-    rows = dz.reshape(-1, weight.shape[0])
-    found = {"x": dz @ weight, "weight": rows.T @ x.reshape(-1, weight.shape[1]), "bias": rows.sum(0)}
+    rows = math.prod(x.shape[:-1])
+    of_rows = dz.reshape(rows, weight.shape[0])
+    of_weight = of_rows.T @ x.reshape(rows, weight.shape[1])
+    found = {"x": dz @ weight, "weight": of_weight, "bias": of_rows.sum(0)}
     return LinearGradients(**{name: found[name] for name in needs})
 
 

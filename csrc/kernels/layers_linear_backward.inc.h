@@ -42,7 +42,7 @@ linear_gradient(const struct attn_linear *a, int which, struct product *p)
         linear_of_z(a, p);
         dz = p->result;
     }
-    p->panels = (struct attn_panels){0};
+    p->panels = which == LINEAR_GRAD_X ? a->panels : (struct attn_panels){0};
     p->bias.data = p->other.data = NULL;
     p->activated = false;
     p->slope = false;
@@ -53,7 +53,8 @@ linear_gradient(const struct attn_linear *a, int which, struct product *p)
     p->depth = which == LINEAR_GRAD_X ? a->outputs : a->rows;
     p->a = dz;
     if (which == LINEAR_GRAD_X) {
-        linear_weight(a, p, true);
+        if (!a->panels.data)
+            linear_weight(a, p, true);
         linear_rows(&p->result, a, &a->grad_x);
     } else if (which == LINEAR_GRAD_WEIGHT) {
         linear_rows(&p->b, a, &a->x);

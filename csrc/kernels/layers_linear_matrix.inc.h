@@ -7,6 +7,7 @@
 #define product_turn SUFFIX(product_turn)
 #define product_load_panel SUFFIX(product_load_panel)
 #define product_load_packed SUFFIX(product_load_packed)
+#define product_load_turned SUFFIX(product_load_turned)
 #define product_panel SUFFIX(product_panel)
 
 /* Terms in a block: 384 divides the sizes of many models; a panel of it takes 96 KB. */
@@ -27,7 +28,7 @@ struct product {
     struct product_matrix a;      /* (M, C); across: (C, M) */
     struct product_matrix b;      /* (N, C), as weights are stored; across: (C, N) */
     bool a_across, b_across;
-    struct attn_panels panels;    /* in place of b */
+    struct attn_panels panels;    /* in place of b; across: their columns are the terms */
     struct attn_tensor bias;      /* (N), REALs; NULL: none */
     bool activated, slope;        /* slope: the result is other f'(C), not f(C) + other */
     enum attn_activation_kind activation;
@@ -155,6 +156,27 @@ product_load_packed(const struct product *p, int64_t left, int64_t from, int64_t
             load_row(panel + t * PANEL, data + t * wide * size, size, PANEL, packed->type, false);
 }
 
+/* The same where the terms are the packed weights' outputs. Columns past the last are 0. Scales are of 17 bits: times an int8 they are exact. */
+static void
+product_load_turned(const struct product *p, int64_t left, int64_t from, int64_t steps, REAL *panel, REAL *raw)
+{
+    const struct attn_panels *packed = &p->panels;
+    const int64_t wide = packed->columns, size = attn_type_size(packed->type), n = attn_min(PANEL, p->columns - left);
+    for (int64_t i = 0; i < PANEL; i += LANES) {
+        const int64_t rows = attn_max(0, attn_min(LANES, n - i));
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t t = from, end; t < from + steps; t = end) {
+                const char *data = packed->data + (t / wide * wide * p->columns + (left + i + r) * wide + t % wide) * size;
+                end = attn_min(from + steps, (t / wide + 1) * wide);
+                load_row(raw + r * p->step + t - from, data, size, end - t, packed->type, false);
+            }
+        product_turn(raw, p->step, rows, steps, panel + i);
+    }
+    for (int64_t t = 0; packed->scale && t < steps; t++)
+        for (int64_t i = 0; i < PANEL; i += LANES)
+            v_store(panel + t * PANEL + i, v_load(panel + t * PANEL + i) * v_splat((REAL)packed->scale[from + t]));
+}
+
 /* A panel where it can be read: in place, or made in scratch. */
 static const REAL *
 product_panel(const struct product *p, int64_t left, int64_t from, int64_t steps, REAL *panel, REAL *raw)
@@ -162,6 +184,8 @@ product_panel(const struct product *p, int64_t left, int64_t from, int64_t steps
     const struct attn_panels *packed = &p->panels;
     if (!packed->data)
         product_load_panel(p, left, from, steps, panel, raw);
+    else if (p->b_across)
+        product_load_turned(p, left, from, steps, panel, raw);
     else if (packed->columns == PANEL && packed->type == (REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64) && (uintptr_t)packed->data % VECTOR_BYTES == 0)
         return (const REAL *)packed->data + left * p->depth + from * PANEL;
     else

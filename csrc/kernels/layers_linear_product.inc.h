@@ -155,10 +155,11 @@ product_finish(const struct product *p, int64_t first, int64_t rows, int64_t pan
     const int64_t column = panel * PANEL, n = attn_min(PANEL, p->columns - column);
     const struct product_matrix *other = &p->other, *result = &p->result;
     REAL *bias = room, *scale = room + PANEL, *row_other = room + 2 * PANEL;
+    const bool scaled = p->panels.scale && !p->b_across;
     memset(room, 0, 3 * PANEL * sizeof(REAL));
     if (p->bias.data)
         load_row(bias, p->bias.data + column * p->bias.column, p->bias.column, n, p->bias.type, false);
-    if (p->panels.scale)
+    if (scaled)
         load_row(scale, (const char *)(p->panels.scale + column), sizeof(float), n, ATTN_FLOAT32, false);
     for (int64_t r = 0; r < rows; r++) {
         REAL *row = sums + r * PANEL;
@@ -167,7 +168,7 @@ product_finish(const struct product *p, int64_t first, int64_t rows, int64_t pan
         const REAL *besides = other->data && other->direct ? (const REAL *)from : row_other;
         if (other->data && !other->direct)
             load_row(row_other, from, other->column, n, other->type, other->swapped);
-        if (p->panels.scale)
+        if (scaled)
             for (int64_t i = 0; i < n; i += LANES)
                 v_store(row + i, v_load(row + i) * v_load(scale + i));
         for (int64_t i = 0; i < n && p->bias.data; i += LANES)
