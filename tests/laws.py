@@ -257,14 +257,11 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
-    if name in ("x", "where", "slopes"):
+    if name in ("x", "where", "slopes", "residual"):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":
         return 0 if call.function == "logsumexp_backward" else 1
     if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights", "relative_bias"):
-    if name == "residual":
-        return 1
-    if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights"):
         return 3
     if name in ("lse", "grad_lse"):
         return 2
