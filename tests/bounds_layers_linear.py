@@ -96,8 +96,9 @@ def linear(arguments):
     ]
 
 
-def _formula(operands, order=...):
-    return operands["x"][..., order] @ operands["weight"][..., order].T + operands.get("bias", np.float32(0))
+def _formula(operands, order=None):
+    order = slice(None) if order is None else order
+    return operands["x"][..., order] @ operands["weight"][:, order].T + operands.get("bias", np.float32(0))
 
 
 def _again(arguments, compute, name):
