@@ -23,7 +23,20 @@ from ._attention_backward import AttentionGradients, attention_weights_backward,
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
+from ._layers import (
+    geglu,
+    geglu_backward,
+    gelu,
+    gelu_backward,
+    relu,
+    relu_backward,
+    silu,
+    silu_backward,
+    swiglu,
+    swiglu_backward,
+)
 from ._layers_linear import LinearGradients, PackedWeight, linear, linear_backward
+from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
@@ -79,6 +92,20 @@ __all__ = [  # noqa: RUF022, by family
     "linear_backward",
     "LinearGradients",
     "PackedWeight",
+    "layer_norm",
+    "rms_norm",
+    "layer_norm_backward",
+    "rms_norm_backward",
+    "gelu",
+    "silu",
+    "relu",
+    "swiglu",
+    "geglu",
+    "gelu_backward",
+    "silu_backward",
+    "relu_backward",
+    "swiglu_backward",
+    "geglu_backward",
     # threads
     "get_num_threads",
     "set_num_threads",

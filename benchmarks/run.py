@@ -28,9 +28,10 @@ FAMILIES = (
     "bench_masks",
     "bench_attention_varlen",
     "bench_softmax",
+    "bench_layers",
     "bench_call",
 )
-TESTS = ("test_golden.py", "test_softmax.py", "test_attention.py")
+TESTS = ("test_golden.py", "test_softmax.py", "test_layers.py", "test_attention.py")
 BUDGET, QUICK = 6.0, 1.2  # seconds a row
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # would choose NumPy's matrix kernel by hand
 

@@ -11,6 +11,22 @@ import dense
 import numpy as np
 import oracle
 import oracle_backward
+from bounds_layers import (  # noqa: F401, called by their names
+    geglu,
+    geglu_backward,
+    gelu,
+    gelu_backward,
+    layer_norm,
+    layer_norm_backward,
+    relu,
+    relu_backward,
+    rms_norm,
+    rms_norm_backward,
+    silu,
+    silu_backward,
+    swiglu,
+    swiglu_backward,
+)
 from bounds_softmax import (  # noqa: F401, called by their names
     log_softmax,
     log_softmax_backward,

@@ -31,6 +31,7 @@ from cases_cache import (
     cached,
     paged,
 )
+from cases_layers import LAYERS
 from cases_layers_linear import LINEAR
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_positions_relative import POSITIONS_RELATIVE
@@ -335,6 +336,7 @@ CASES = {
         heavy=[(cases_masks.Size((2,), 4, 2, 900, 32, 32), "sets")], refused=refusals_masks.LONGFORMER_ATTENTION,
         keeps_flags=False,
     ),
+    **LAYERS,
     # Functions without arrays, or that make no arrays: only what they refuse.
     "KVCache": Row(refused=refusals_cache.CACHE),
     "BlockMask": Row(refused=refusals_masks.BLOCK_MASK),

@@ -23,6 +23,8 @@ POISON = {"NaN": np.nan, "-NaN": -np.nan, "inf": np.inf, "-inf": -np.inf, "huge"
 # Of fenv.h: the flags but for "inexact", and rounding towards zero.
 FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW = 0x1D if X86 else 0x0F
 FE_TOWARDZERO = 0xC00 if X86 else 0xC00000
+ELEMENTS_AND_ROWS = {"layer_norm", "rms_norm", "swiglu", "geglu", "swiglu_backward", "geglu_backward"}
+ELEMENTS_AND_ROWS |= {f"{name}{suffix}" for name in ("gelu", "silu", "relu") for suffix in ("", "_backward")}
 OFFSETS = (0, 8, 64, -8)  # bytes between an input and the out= that overlaps it
 
 
@@ -257,6 +259,8 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
+    if call.function in ELEMENTS_AND_ROWS:
+        return call.arguments[name].ndim if name in ("weight", "bias") else 1
     if name in ("x", "where", "slopes", "residual"):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":

@@ -95,7 +95,7 @@ def assert_accurate(function, got, expected, label, ratchet=True):
     error = errors(got, expected.wanted)
     cap = np.broadcast_to(np.asarray(expected.cap, np.float64), error.shape)
     excess = error - allowed_besides(got, expected)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.where(excess <= 0, 0.0, np.where(error == np.inf, np.inf, excess / cap))
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     key = f"{function} {expected.name} {got.dtype.name} {level()}"

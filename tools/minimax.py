@@ -91,9 +91,16 @@ def tanh_over_x(z):
     return mp.tanh(mp.sqrt(z)) / mp.sqrt(z)
 
 
+def tail_over_t(q):
+    """exp(x^2 / 2) P(N > x) / t of q = 1 - 2 t, t = 4 / (x + 4), for N of the standard normal distribution."""
+    t = (1 - q) / 2
+    x = 4 / t - 4
+    return mp.exp(x * x / 2) * mp.erfc(x / mp.sqrt(2)) / (2 * t)
+
+
 def main():
     log2 = mp.log(2)
-    for bits, degree, log_terms, tanh_terms in ((24, 6, 3, 7), (53, 11, 7, 16)):
+    for bits, degree, log_terms, tanh_terms, tail_terms, far in ((24, 6, 3, 7, 10, 15), (53, 11, 7, 16, 23, 39)):
         exp2 = (lambda r: (2**r - 1) / r, lambda r: r, lambda r: 2**r, degree)
         show("(2^r - 1) / r on [-1/2, 1/2]", *exp2, -0.5, 0.5, bits)
         exp = (lambda r: (mp.exp(r) - 1 - r) / r**2, lambda r: r**2, mp.exp, degree - 1)
@@ -102,6 +109,8 @@ def main():
         show("(2 atanh(s) / s - 2) / s^2 of s^2", *log, 0, (3 - 2 * mp.sqrt(2)) ** 2, bits)
         tanh = (lambda z: (tanh_over_x(z) - 1) / z, lambda z: z, tanh_over_x, tanh_terms)
         show("(tanh(x) / x - 1) / x^2 of x^2 on [0, 1]", *tanh, 0, 1, bits)
+        tail = (tail_over_t, lambda q: mp.mpf(1), tail_over_t, tail_terms)
+        show(f"exp(x^2 / 2) P(N > x) / t of 1 - 2 t on [0, {far}]", *tail, -1, 1 - mp.mpf(8) / (far + 4), bits)
 
 
 if __name__ == "__main__":

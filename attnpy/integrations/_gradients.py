@@ -247,6 +247,71 @@ def _summed(gradient, operand):
     return gradient.astype(wide, copy=False).sum(axes, dtype=wide).reshape(shape).astype(real, copy=False)
 
 
+
+
+# --- activations: x, (approximate,) out, or x, gate, (approximate,) out
+
+
+def _elements(name):
+    """The rule of a function of single elements."""
+    given = ("approximate",) if name.startswith("ge") else ()
+
+    def forward(arguments):
+        return (getattr(_core, name)(*arguments),), ()
+
+    def backward(arguments, needed, gradients, places):
+        return {0: getattr(_core, f"{name}_backward")(gradients[0], *arguments)}
+
+    return Rule(("x", *given, "out"), frozenset({"x"}), forward, backward, needs_results=False)
+
+
+def _gated(name):
+    """The rule of a gate. The gradients of operands that were broadcast are sums."""
+    given = ("approximate",) if name.startswith("ge") else ()
+
+    def forward(arguments):
+        return (getattr(_core, name)(*arguments),), ()
+
+    def backward(arguments, needed, gradients, places):
+        x, gate, *others = arguments
+        function = getattr(_core, f"{name}_backward")
+        if gate is None:
+            return {0: function(gradients[0], x, None, *others)}
+        found = function(gradients[0], *np.broadcast_arrays(x, gate), *others)
+        return {place: _summed(found[place], arguments[place]) for place in places}
+
+    return Rule(("x", "gate", *given, "out"), frozenset({"x", "gate"}), forward, backward, needs_results=False)
+
+
+# --- normalisation: x, weight, (bias,) axis, eps, residual, return_sum, out
+
+
+def _norm(name, rows):
+    """The rule of a norm with these operands of one row. It keeps what was normalised."""
+    names = ("x", *rows, "axis", "eps", "residual", "return_sum", "out")
+
+    def forward(arguments):
+        return_sum = arguments[-2]
+        if return_sum or arguments[-3] is not None:
+            y, total = getattr(_core, name)(*arguments[:-2], True, None)
+        else:
+            y, total = getattr(_core, name)(*arguments), arguments[0]
+        return ((y, total), ()) if return_sum else ((y,), (total,))
+
+    def backward(arguments, needed, gradients, places):
+        y, total = needed
+        x, weight = arguments[:2]
+        axis, eps, residual, return_sum, _ = arguments[-5:]
+        grad_y, grad_sum = gradients if return_sum else (*gradients, None)
+        found = getattr(_core, f"{name}_backward")(
+            _or_zeros(grad_y, y), total, weight, axis, eps, grad_sum, None
+        )  # fmt: skip
+        by_name = {"x": found[0], "residual": found[0], **dict(zip(rows, found[1:]))}
+        return {place: by_name[names[place]].astype(np.asarray(arguments[place]).dtype, copy=False) for place in places}
+
+    return Rule(names, frozenset({"x", "residual", *rows}), forward, backward)
+
+
 LINEAR = ("x", "weight", "bias", "activation", "residual", "out")
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
@@ -271,5 +336,12 @@ RULES = {
     ),
     "softmax": Rule(SOFTMAX, frozenset({"x"}), _softmax, _softmax_backward, _softmax_jvp),
     "log_softmax": Rule(SOFTMAX, frozenset({"x"}), _log_softmax, _log_softmax_backward),
+    "gelu": _elements("gelu"),
+    "silu": _elements("silu"),
+    "relu": _elements("relu"),
+    "swiglu": _gated("swiglu"),
+    "geglu": _gated("geglu"),
+    "layer_norm": _norm("layer_norm", ("weight", "bias")),
+    "rms_norm": _norm("rms_norm", ("weight",)),
     "logsumexp": Rule((*SOFTMAX[:-1], "keepdims", "out"), frozenset({"x"}), _logsumexp, _logsumexp_backward),
 }

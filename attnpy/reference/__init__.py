@@ -16,7 +16,20 @@ from ._attention_cache import attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
 from ._attention_varlen import varlen_attention, varlen_attention_backward
+from ._layers import (
+    geglu,
+    geglu_backward,
+    gelu,
+    gelu_backward,
+    relu,
+    relu_backward,
+    silu,
+    silu_backward,
+    swiglu,
+    swiglu_backward,
+)
 from ._layers_linear import LinearGradients, linear, linear_backward
+from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks import BlockMask
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
@@ -55,4 +68,18 @@ __all__ = [  # noqa: RUF022, by family
     "softmax_backward",
     "log_softmax_backward",
     "logsumexp_backward",
+    "layer_norm",
+    "rms_norm",
+    "layer_norm_backward",
+    "rms_norm_backward",
+    "gelu",
+    "silu",
+    "relu",
+    "swiglu",
+    "geglu",
+    "gelu_backward",
+    "silu_backward",
+    "relu_backward",
+    "swiglu_backward",
+    "geglu_backward",
 ]

@@ -156,6 +156,7 @@ PyArrayObject *engine_empty(int ndim, npy_intp *shape, PyArray_Descr *descr, int
 
 /* engine_outputs.c */
 bool engine_outputs(struct engine *e, PyObject *out, int outputs, void *structure);
+bool engine_same_place(PyObject *out, PyArrayObject *array);
 bool engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place);
 void engine_clear(struct engine *e);
 bool engine_gradient(struct engine *e, int index, int operand, PyObject *out, bool accumulated, void *structure);

@@ -200,6 +200,20 @@ check_apart(struct engine *e, int index, const char *name)
     return true;
 }
 
+/* Element by element the same memory: a kernel that reads an element before it writes there may do both. */
+bool
+engine_same_place(PyObject *out, PyArrayObject *array)
+{
+    PyArrayObject *given = (PyArrayObject *)out;
+    if (!PyArray_Check(out) || PyArray_BYTES(given) != PyArray_BYTES(array) || PyArray_NDIM(given) != PyArray_NDIM(array) ||
+        PyArray_ITEMSIZE(given) != PyArray_ITEMSIZE(array))
+        return false;
+    for (int i = 0; i < PyArray_NDIM(array); i++)
+        if (PyArray_DIM(given, i) != PyArray_DIM(array, i) || PyArray_STRIDE(given, i) != PyArray_STRIDE(array, i))
+            return false;
+    return true;
+}
+
 /* Result number `index`, called `name` where it is given. in_place: the kernel may write over inputs as it goes. */
 bool
 engine_result(struct engine *e, int index, const char *name, PyObject *out, enum attn_type type, int ndim, const int64_t *shape, bool in_place)

@@ -65,7 +65,7 @@ is_vector(PyObject *object, int type_num)
 static PyObject *
 elementary(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
-    static const char *const names[] = {"exp2", "exp2_weight", "exp", "log", "tanh", "float16", "bfloat16"};
+    static const char *const names[] = {"exp2", "exp2_weight", "exp", "log", "tanh", "upper_tail", "logistic", "float16", "bfloat16"};
     const int known = sizeof names / sizeof *names;
     int what = 0;
     (void)module;

@@ -45,20 +45,6 @@ check_shape(const char *name, PyArrayObject *array, const char *saved_name, PyAr
     return false;
 }
 
-/* Element by element the same memory: the kernel has read what it overwrites. */
-static bool
-same_place(PyObject *out, PyArrayObject *array)
-{
-    PyArrayObject *given = (PyArrayObject *)out;
-    if (!PyArray_Check(out) || PyArray_BYTES(given) != PyArray_BYTES(array) || PyArray_NDIM(given) != PyArray_NDIM(array) ||
-        PyArray_ITEMSIZE(given) != PyArray_ITEMSIZE(array))
-        return false;
-    for (int i = 0; i < PyArray_NDIM(array); i++)
-        if (PyArray_DIM(given, i) != PyArray_DIM(array, i) || PyArray_STRIDE(given, i) != PyArray_STRIDE(array, i))
-            return false;
-    return true;
-}
-
 /* The result has the shape and the type of the saved array. */
 static bool
 bind_result(struct engine *e, PyObject *out, PyArrayObject *const *arrays, int count, const struct axes *axes, struct attn_softmax *a)
@@ -70,7 +56,7 @@ bind_result(struct engine *e, PyObject *out, PyArrayObject *const *arrays, int c
     for (int i = 0; i < axes->ndim; i++)
         shape[i] = PyArray_DIM(arrays[SAVED], i);
     for (int i = 0; i < count; i++)
-        if (!same_place(out, arrays[i]))
+        if (!engine_same_place(out, arrays[i]))
             e->input[e->inputs++] = arrays[i];
     if (!engine_stored_type(arrays[SAVED], &type) || !engine_result(e, 0, "out", out, type, axes->ndim, shape, false))
         return false;

@@ -1,4 +1,4 @@
-/* elementary.inc.h: exp2, exp, log and tanh of vectors. Included once per REAL, after vector.h.
+/* elementary.inc.h: exp2, exp, log, tanh, the logistic function and the tail of the normal distribution, of vectors. Included once per REAL, after vector.h.
  *
  * Coefficients are those that tools/minimax.py prints; beside each table stands the error of the polynomial alone, u = 2^-24 or 2^-53. The largest
  * errors, over every float and every level, in ULP with fused multiply-add (without): exp2 0.96 (1.23), exp 1.02 (0.99), log 0.84 (0.84), tanh 0.94
@@ -19,6 +19,8 @@
 #define v_exp_lifted SUFFIX(v_exp_lifted)
 #define v_log SUFFIX(v_log)
 #define v_tanh SUFFIX(v_tanh)
+#define v_upper_tail SUFFIX(v_upper_tail)
+#define v_logistic SUFFIX(v_logistic)
 #endif
 
 #undef LN2_HIGH
@@ -246,4 +248,50 @@ v_tanh(vreal x)
     vreal large = v_splat(1) - v_splat(2) / ((power + v_splat(1)) + power * tail);
     vreal y = v_select(size < v_splat(1), small, large);
     return (vreal)((vint)y | ((vint)x ^ (vint)size));
+}
+
+#undef NORMAL_FAR
+#undef INVERSE_ROOT_2PI
+#define NORMAL_FAR (REAL_BITS == 32 ? 15 : 39)
+#define INVERSE_ROOT_2PI 0.39894228040143267794 /* 1 / sqrt(2 pi) */
+
+/* P(N > x) of the standard normal distribution, (1 - erf(x / sqrt 2)) / 2, for 0 <= x <= NORMAL_FAR, where it is 0 already; NaN stays. Beside it
+ * e^(-x^2 / 2). Both are accurate as a share of themselves, however small.
+ * P = e^(-x^2 / 2) t R(1 - 2 t), t = 4 / (x + 4): t R is smooth and falls from 1/2 to 0.4 / x. x^2 is made of two parts, of which the first is exact. */
+ATTN_INLINE vreal
+v_upper_tail(vreal x, vreal *power)
+{
+#if REAL_BITS == 32
+    static const REAL c[] = {-0x1.196c54p-15f, 0x1.6e4c3ep-15f, 0x1.9b2600p-12f, -0x1.cc174ap-11f, -0x1.ed17dap-10f,
+                             0x1.eed34ep-7f,   -0x1.7e001ep-5f, 0x1.8c6d9ep-4f,  -0x1.373e38p-3f,  0x1.82b4bcp-3f}; /* 0.54 u */
+#else
+    static const REAL c[] = {-0x1.48e14b1615bcbp-32, -0x1.74a7079cacc3dp-34, 0x1.f64bb1c4aa60ep-29,  0x1.140f3eef548f5p-28, -0x1.4b9d427617652p-26,
+                             -0x1.5046f9f57af3cp-25, 0x1.1ba22582d42a7p-24,  0x1.124d7053fa05cp-22,  -0x1.4faab71333aaep-23, -0x1.8d4902d58e8cep-20,
+                             0x1.7fd97aa763065p-23,  0x1.26d06367c776ep-17,  -0x1.001104f49d4bep-21, -0x1.e4a421b6aca9ap-15, 0x1.17a4a5f7ea58bp-15,
+                             0x1.ab825fb0a9fc6p-12,  -0x1.c81719c95701ep-11, -0x1.ee2761043923bp-10, 0x1.eec4cc3e4435bp-7,   -0x1.7dff2bff6848fp-5,
+                             0x1.8c6dbf2cfc308p-4,   -0x1.373e3a893c28ap-3,  0x1.82b4bb8c94dcep-3}; /* 0.62 u */
+#endif
+    const int half_of_the_bits = (REAL_MANTISSA + 2) / 2;
+    vreal high = (vreal)((vbits)x >> half_of_the_bits << half_of_the_bits), half = v_splat((REAL)-0.5);
+    vreal first = high * high * half, rest = (x - high) * (x + high) * half;
+    vreal n = v_round((first + rest) * v_splat((REAL)LOG2E));
+    vreal e = v_exp_tail(((first - n * v_splat(LN2_HIGH)) - n * v_splat(LN2_LOW)) + rest);
+    vreal sum = x + v_splat(4), t = v_splat(4) / sum, ratio = t * v_polynomial(v_splat(1) - (t + t), c, sizeof c / sizeof *c);
+    vreal part = sum - v_splat(4), lost = (x - part) + (v_splat(4) - (sum - part)); /* exactly what the sum was rounded by */
+#ifndef ATTN_ISA_BASELINE
+    lost -= (v_splat(4) - t * sum) * sum * v_splat((REAL)0.25); /* and, fused, what t was: as a change of x */
+#endif
+    ratio += lost * (x * ratio - v_splat((REAL)INVERSE_ROOT_2PI)); /* times the slope */
+    *power = v_times_power2(v_splat(1) + e, n);
+    return v_times_power2(ratio + ratio * e, n);
+}
+
+/* 1 / (1 + e^-x), and in *other 1 / (1 + e^x); each accurate as a share of itself down to the normal numbers. */
+ATTN_INLINE vreal
+v_logistic(vreal x, vreal *other)
+{
+    vreal e = v_exp(-v_abs(x)), most = v_splat(1) / (v_splat(1) + e), least = e * most;
+    vint negative = x < (vreal){0};
+    *other = v_select(negative, most, least);
+    return v_select(negative, least, most);
 }

@@ -23,6 +23,9 @@ struct attn_kernels {
     const struct attn_kernel *buckets[2];            /* struct attn_buckets, both directions */
     const struct attn_kernel *linear[2];             /* layers_linear.h: struct attn_linear */
     const struct attn_kernel *linear_backward[2];
+    const struct attn_kernel *elementwise[2];        /* layers.h: struct attn_elementwise */
+    const struct attn_kernel *norm[2];               /* layers_norm.h: struct attn_norm */
+    const struct attn_kernel *norm_backward[2];
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
     double (*read)(const void *data, int64_t bytes);             /* probe.h */

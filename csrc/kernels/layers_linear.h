@@ -18,8 +18,7 @@
 #define ATTN_LAYERS_LINEAR_H
 
 #include "../core/attn.h"
-
-enum attn_activation_kind { ATTN_GELU, ATTN_GELU_TANH, ATTN_SILU, ATTN_RELU };
+#include "layers.h"
 
 /* A weight cut into panels of so many outputs, each (K, columns) in C order, those past the last output 0: 64 outputs, float64: 32. */
 struct attn_panels {

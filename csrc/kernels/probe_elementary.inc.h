@@ -8,6 +8,7 @@
 ATTN_INLINE vreal
 elementary_vector(enum attn_elementary what, vreal x)
 {
+    vreal other;
     switch (what) {
     case ATTN_EXP2:
         return v_exp2(x);
@@ -17,6 +18,10 @@ elementary_vector(enum attn_elementary what, vreal x)
         return v_exp(x);
     case ATTN_LOG:
         return v_log(x);
+    case ATTN_UPPER_TAIL:
+        return v_upper_tail(v_min(v_splat(NORMAL_FAR), x), &other);
+    case ATTN_LOGISTIC:
+        return v_logistic(x, &other);
     default:
         return v_tanh(x);
     }

@@ -9,14 +9,7 @@
 #define hide_runs SUFFIX(hide_runs)
 #define v_load_kept SUFFIX(v_load_kept)
 
-enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_GRAD, SOFTMAX_LSE, SOFTMAX_OPERANDS };
-
-/* Axes that were merged where all operands allow it; strides in bytes, [axis][operand]. The last one is the innermost. */
-struct softmax_axes {
-    int ndim;
-    int64_t shape[ATTN_MAX_BATCH];
-    int64_t stride[ATTN_MAX_BATCH][SOFTMAX_OPERANDS];
-};
+enum { SOFTMAX_X, SOFTMAX_KEEP, SOFTMAX_Y, SOFTMAX_GRAD, SOFTMAX_LSE };
 
 /* Whether a gradient comes in with all axes. */
 static inline bool
@@ -25,49 +18,9 @@ softmax_grad_is_full(const struct attn_softmax *a)
     return a->what == ATTN_SOFTMAX_BACKWARD || a->what == ATTN_LOG_SOFTMAX_BACKWARD;
 }
 
-/* Appends an axis, merged with the one before it where the two are walked as one. */
-static inline void
-softmax_axis_push(struct softmax_axes *axes, int64_t count, const int64_t *stride)
-{
-    if (count == 1)
-        return;
-    int last = axes->ndim - 1;
-    bool joins = last >= 0;
-    for (int o = 0; o < SOFTMAX_OPERANDS && joins; o++)
-        joins = axes->stride[last][o] == count * stride[o];
-    if (!joins)
-        axes->shape[last = axes->ndim++] = 1;
-    axes->shape[last] *= count;
-    for (int o = 0; o < SOFTMAX_OPERANDS; o++)
-        axes->stride[last][o] = stride[o];
-}
-
-/* The byte offsets of element `index`, counted in C order of the axes. */
-static inline void
-softmax_offsets(const struct softmax_axes *axes, int64_t index, int64_t *offset)
-{
-    for (int o = 0; o < SOFTMAX_OPERANDS; o++)
-        offset[o] = 0;
-    for (int axis = axes->ndim - 1; axis >= 0; axis--) {
-        int64_t i = axis > 0 ? index % axes->shape[axis] : index;
-        for (int o = 0; o < SOFTMAX_OPERANDS; o++)
-            offset[o] += i * axes->stride[axis][o];
-        index = axis > 0 ? index / axes->shape[axis] : 0;
-    }
-}
-
-static inline int64_t
-softmax_axes_size(const struct softmax_axes *axes)
-{
-    int64_t size = 1;
-    for (int axis = 0; axis < axes->ndim; axis++)
-        size *= axes->shape[axis];
-    return size;
-}
-
 /* The axes of the rows: any order gives the same results; the one with the smallest stride in x is the innermost, to read memory in its order. */
 static inline void
-softmax_outer_axes(const struct attn_softmax *a, struct softmax_axes *axes)
+softmax_outer_axes(const struct attn_softmax *a, struct attn_axes *axes)
 {
     int order[ATTN_MAX_BATCH], count = a->ndim - a->reduced;
     for (int axis = 0; axis < count; axis++) {
@@ -78,21 +31,21 @@ softmax_outer_axes(const struct attn_softmax *a, struct softmax_axes *axes)
     }
     axes->ndim = 0;
     for (int n = 0; n < count; n++) {
-        int64_t stride[] = {a->x.batch[order[n]], a->keep.data ? a->keep.batch[order[n]] : 0, a->y.batch[order[n]],
-                            a->grad.data ? a->grad.batch[order[n]] : 0, a->lse.data ? a->lse.batch[order[n]] : 0};
-        softmax_axis_push(axes, a->shape[order[n]], stride);
+        int64_t stride[ATTN_WALKED] = {a->x.batch[order[n]], a->keep.data ? a->keep.batch[order[n]] : 0, a->y.batch[order[n]],
+                                       a->grad.data ? a->grad.batch[order[n]] : 0, a->lse.data ? a->lse.batch[order[n]] : 0};
+        attn_axis_push(axes, a->shape[order[n]], stride);
     }
 }
 
 /* The axes that are summed over, in their order; at least one, so that its strides can be asked for. */
 static inline void
-softmax_reduced_axes(const struct attn_softmax *a, struct softmax_axes *axes)
+softmax_reduced_axes(const struct attn_softmax *a, struct attn_axes *axes)
 {
     axes->ndim = 0;
     for (int axis = a->ndim - a->reduced; axis < a->ndim; axis++) {
-        int64_t stride[] = {a->x.batch[axis], a->keep.data ? a->keep.batch[axis] : 0, a->what == ATTN_LOGSUMEXP ? 0 : a->y.batch[axis],
-                            softmax_grad_is_full(a) ? a->grad.batch[axis] : 0, 0};
-        softmax_axis_push(axes, a->shape[axis], stride);
+        int64_t stride[ATTN_WALKED] = {a->x.batch[axis], a->keep.data ? a->keep.batch[axis] : 0, a->what == ATTN_LOGSUMEXP ? 0 : a->y.batch[axis],
+                                       softmax_grad_is_full(a) ? a->grad.batch[axis] : 0, 0};
+        attn_axis_push(axes, a->shape[axis], stride);
     }
     if (axes->ndim == 0) {
         axes->ndim = axes->shape[0] = 1;

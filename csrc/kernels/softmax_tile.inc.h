@@ -26,10 +26,10 @@ enum {
 
 struct softmax_work {
     const struct attn_softmax *a;
-    struct softmax_axes outer, reduced;
+    struct attn_axes outer, reduced;
     int64_t rows, n;
     int64_t line, run;          /* lengths of the innermost outer and reduced axes: rows, elements, that are one stride apart */
-    int64_t row_stride[SOFTMAX_OPERANDS], stride[SOFTMAX_OPERANDS];
+    int64_t row_stride[ATTN_WALKED], stride[ATTN_WALKED];
     bool direct_x, direct_y, direct_grad; /* read or written where it lies */
     int64_t buffers;            /* arrays of a tile in scratch */
     bool stream, is_long;
@@ -42,7 +42,7 @@ struct softmax_work {
 /* Neighbouring rows: x, keep and y of the first. */
 struct softmax_tile {
     int64_t first, rows;
-    int64_t offset[SOFTMAX_OPERANDS];
+    int64_t offset[ATTN_WALKED];
 };
 
 /* Whether the rows lie side by side in an operand, and their elements do not. */
@@ -80,12 +80,12 @@ softmax_describe(const struct attn_softmax *a, struct softmax_work *w)
     w->a = a;
     softmax_outer_axes(a, &w->outer);
     softmax_reduced_axes(a, &w->reduced);
-    w->rows = softmax_axes_size(&w->outer);
-    w->n = softmax_axes_size(&w->reduced);
+    w->rows = attn_axes_size(&w->outer);
+    w->n = attn_axes_size(&w->reduced);
     int last = w->reduced.ndim - 1;
     w->line = w->outer.ndim > 0 ? w->outer.shape[w->outer.ndim - 1] : 1;
     w->run = w->reduced.shape[last];
-    for (int o = 0; o < SOFTMAX_OPERANDS; o++) {
+    for (int o = 0; o < ATTN_WALKED; o++) {
         w->row_stride[o] = w->outer.ndim > 0 ? w->outer.stride[w->outer.ndim - 1][o] : 0;
         w->stride[o] = w->reduced.stride[last][o];
     }
@@ -110,7 +110,7 @@ softmax_tile_at(const struct softmax_work *w, int64_t index, struct softmax_tile
     int64_t begin = index % w->line_tiles * w->tile_rows - w->shift, row = attn_max(begin, 0);
     tile->first = index / w->line_tiles * w->line + row;
     tile->rows = attn_min(begin + w->tile_rows, w->line) - row;
-    softmax_offsets(&w->outer, tile->first, tile->offset);
+    attn_offsets(&w->outer, tile->first, tile->offset);
 }
 
 /* buffer = elements first ... first + n - 1 of the rows of x or grad, `hidden` where not kept. */
@@ -120,8 +120,8 @@ softmax_load(const struct softmax_work *w, const struct softmax_tile *tile, int 
     const struct attn_softmax *a = w->a;
     const struct attn_tensor *from = operand == SOFTMAX_X ? &a->x : &a->grad;
     for (int64_t i = 0, count; i < n; i += count) {
-        int64_t offset[SOFTMAX_OPERANDS];
-        softmax_offsets(&w->reduced, first + i, offset);
+        int64_t offset[ATTN_WALKED];
+        attn_offsets(&w->reduced, first + i, offset);
         count = attn_min(n - i, w->run - (first + i) % w->run);
         load_runs(buffer + i, w->pitch, from, from->data + tile->offset[operand] + offset[operand], tile->rows, w->row_stride[operand], count,
                   w->stride[operand]);
@@ -137,8 +137,8 @@ softmax_store(const struct softmax_work *w, const struct softmax_tile *tile, int
 {
     const struct attn_softmax *a = w->a;
     for (int64_t i = 0, count; i < n; i += count) {
-        int64_t offset[SOFTMAX_OPERANDS];
-        softmax_offsets(&w->reduced, first + i, offset);
+        int64_t offset[ATTN_WALKED];
+        attn_offsets(&w->reduced, first + i, offset);
         count = attn_min(n - i, w->run - (first + i) % w->run);
         if (spoilt && a->keep.data)
             hide_runs(buffer + i, w->pitch, a->keep.data + tile->offset[SOFTMAX_KEEP] + offset[SOFTMAX_KEEP], tile->rows, w->row_stride[SOFTMAX_KEEP],
