@@ -105,8 +105,8 @@ def scaled_dot_product_attention(
         the last column are also those of all distances beyond. One row for a head, or one for each query. -inf hides.
     rotary : tuple of two (P, C) array_like of float32 or float64, optional
         Tables (cos, sin): features are rotated, in pairs, by the row of their position, while query and key are loaded;
-        both are given unrotated. Query i has row i + offset, key j row j. The first 2 C features rotate, or, where C is
-        above E/2, the first C: each number stands twice in such tables, as Hugging Face's do.
+        both are given unrotated. Query i has row i + offset, key j row j. The first 2 C features rotate; tables of E
+        columns hold each number twice, as Hugging Face's do.
     rotary_interleaved : bool, default False
         A pair is features 2n and 2n + 1; by default n and n + half of those that rotate.
     query_positions : (..., L) array_like of int, optional

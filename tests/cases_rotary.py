@@ -11,12 +11,12 @@ def rotary_tables(rows, pairs, real, twice=False):
 
 
 def rotary_positions(rng, batch, L, S, E, real):
-    """Positions in any order, garbage where lengths hide; neighbours turn, but not the last of them."""
-    lengths = {name: rng.integers(0, n + 1, batch) for name, n in (("query_lengths", L), ("kv_lengths", S))}
-    given = {"rotary": rotary_tables(50, (E - E // 4) // 2, real, twice=True), "rotary_interleaved": True, **lengths}
-    for name, n, length in zip(("query_positions", "key_positions"), (L, S), lengths.values(), strict=True):
-        used = np.arange(n) < np.asarray(length)[..., None]
-        given[name] = np.where(used, rng.integers(0, 50, (*batch, n)), -7)
+    """Positions in any order; neighbours turn. Tables have a column for each feature, or the last features stay."""
+    given = {name: rng.integers(0, n + 1, batch) for name, n in (("query_lengths", L), ("kv_lengths", S))}
+    twice = E % 2 == 0
+    given |= {"rotary": rotary_tables(50, E // 2 if twice else E // 3, real, twice), "rotary_interleaved": True}
+    for name, n in (("query_positions", L), ("key_positions", S)):
+        given[name] = rng.integers(0, 50, (*batch, n))
     return given
 
 

@@ -266,8 +266,8 @@ def attention_jvp(real, arguments, rng=None):
 
 
 def _head(real, q, k, size, seen, terms, scale, softcap, sink, keys):
-    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E), size (L, S) the sums of |terms| of their products; keys:
-    the order in which exponentials are summed.
+    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); size: the sums of |terms| of their products, (L, S);
+    keys: the order in which exponentials are summed.
     """
     with np.errstate(all="ignore"):
         scaled = q * real(scale)

@@ -16,7 +16,7 @@ def turned(real, arguments, side, rows_seen, x, back=False, sizes=False):
     rows, seen = rows_seen[side]
     (cos, sin), interleaved, E = arguments["rotary"], arguments.get("rotary_interleaved", False), x.shape[-1]
     pairs = np.shape(cos)[-1]
-    if pairs > E // 2:  # every number twice
+    if pairs == E:  # every number twice
         pairs //= 2
         cos, sin = (np.asarray(t)[:, :: 2 if interleaved else 1][:, :pairs] for t in (cos, sin))
     cos, sin = (np.asarray(t).astype(real)[np.where(seen, rows, 0)][..., None, :, :] for t in (cos, sin))

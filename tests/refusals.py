@@ -86,12 +86,17 @@ ROTARY = [
     ({"rotary": (ones(9, 2), ones(8, 2))}, ValueError, "rotary.*one shape"),
     ({"rotary": (ones(9), ones(9))}, ValueError, "rotary.*two axes"),
     ({"rotary": (ones(9, 3), ones(9, 3))}, ValueError, "rotary.*columns"),
+    ({"rotary": (ones(9, 5), ones(9, 5))}, ValueError, "rotary.*columns"),
     ({"rotary": (ones(9, 6), ones(9, 6))}, ValueError, "rotary.*columns"),
     ({"rotary": (ones(9, 2, dtype=np.float16), ones(9, 2))}, TypeError, "rotary.*float16"),
     ({"rotary": (ones(9, 2), ones(9, 2, dtype=int))}, TypeError, "rotary.*int64"),
     ({"rotary": (ones(0, 2), ones(0, 2))}, ValueError, "rotary has rows"),
     ({"rotary": (ones(2, 2), ones(2, 2))}, ValueError, "stands at position 6; rotary has rows 0 ... 1"),
-    ({"rotary": (ones(9, 2), ones(9, 2)), "causal_offset": -1}, ValueError, "query row 0 stands at position -1"),
+    (
+        {"rotary": (ones(9, 2), ones(9, 2)), "causal_offset": -1, "is_causal": False},
+        ValueError,
+        "query row 0 stands at position -1",
+    ),
     ({"rotary": (ones(9, 2), ones(9, 2)), "causal_offset": 2**62}, ValueError, "query row"),
     ({"rotary": (ones(9, 2), ones(9, 2)), "rotary_interleaved": "yes"}, TypeError, "rotary_interleaved"),
 ]

@@ -30,6 +30,16 @@ def _starts(name, end):
     ]
 
 
+# Two sequences: query rows stand at 1 ... 4 and 3 ... 5, keys at 0 ... 4 and 0 ... 5.
+ROTARY = [
+    ({"rotary": (ones(5, 2), ones(5, 2))}, ValueError, "query row 2 stands at position 5; rotary has rows 0 ... 4"),
+    ({"rotary": (ones(6, 2), ones(6, 2)), "causal_offset": [0, -1]}, ValueError, "query row 0 stands at position -1"),
+    ({"rotary": (ones(6, 4), ones(6, 2))}, ValueError, "rotary"),
+    ({"rotary": (ones(6, 2), ones(6, 2)), "query_positions": [0] * 8}, ValueError, "query_positions"),
+    ({"rotary": (ones(6, 2), ones(6, 2)), "query_positions": [0, 0, 0, 0, 6, 0, 0, 9, 9]}, ValueError, "holds 6"),
+    ({"rotary": (ones(6, 2), ones(6, 2)), "key_positions": [[0] * 11]}, ValueError, "key_positions"),
+    ({"key_positions": [0] * 11}, ValueError, "key_positions needs rotary"),
+]
 _SHARED = [
     *_typed("query", Q),
     *_typed("key", K),
@@ -61,6 +71,7 @@ _SHARED = [
     ({"dropout_p": 1.0, "rng": KEY}, ValueError, "dropout_p"),
     ({"dropout_p": 0.5}, ValueError, "rng"),
     ({"dropout_p": 0.5, "rng": 5}, TypeError, "rng"),
+    *ROTARY,
 ]
 VARLEN = of(
     {"query": Q, "key": K, "value": V, **STARTS},

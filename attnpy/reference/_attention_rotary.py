@@ -49,9 +49,9 @@ def rotations(rotary, interleaved, query_positions, key_positions, position, rea
     if cos.ndim != 2 or cos.shape != sin.shape:
         raise ValueError(f"rotary has tables of shapes {cos.shape} and {sin.shape}; they must be (positions, pairs)")
     columns = cos.shape[1]
-    twice = columns > head_dim // 2  # each number stands there twice
-    if twice and (columns > head_dim or columns % 2):
-        raise ValueError(f"rotary has tables of {columns} columns; there may be {head_dim // 2}, or two for each pair")
+    twice = columns == head_dim  # each number stands there twice
+    if columns % 2 if twice else columns > head_dim // 2:
+        raise ValueError(f"rotary has tables of {columns} columns; they may have {head_dim // 2}, or two for each pair")
     if twice:
         chosen = slice(None, None, 2) if interleaved else slice(0, columns // 2)
         cos, sin = cos[:, chosen], sin[:, chosen]

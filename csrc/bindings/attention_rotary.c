@@ -1,18 +1,17 @@
 /* attention_rotary.c: the tables by which attention turns queries and keys, and the rows of them that it needs. */
 #include "attention.h"
 
-/* Features in pairs: of tables with more columns than half the head size each number stands there twice. */
+/* As rotary_embedding has it: tables of E columns hold each number twice, others have one column for each pair of features that turns. */
 static bool
 bind_columns(PyArrayObject *table, bool interleaved, int64_t head_dim, struct attn_rotary_tables *rotary)
 {
     int64_t columns = PyArray_DIM(table, 1);
-    bool wide = columns > head_dim / 2;
-    if (wide && (columns > head_dim || columns % 2 != 0))
-        return engine_shape_error("rotary", table,
-                                  "its tables must have up to %lld columns, one for each pair of features, or two for each, up to %lld",
-                                  (long long)head_dim / 2, (long long)head_dim / 2 * 2);
+    bool wide = columns == head_dim;
     rotary->pairs = wide ? columns / 2 : columns;
     rotary->how = !interleaved ? ATTN_ROTATE_HALVES : wide ? ATTN_ROTATE_NEIGHBOURS_WIDE : ATTN_ROTATE_NEIGHBOURS;
+    if (wide ? columns % 2 != 0 : columns > head_dim / 2)
+        return engine_shape_error("rotary", table, "for heads of size %lld its tables must have at most %lld columns, or, each number twice, %lld",
+                                  (long long)head_dim, (long long)head_dim / 2, (long long)head_dim / 2 * 2);
     return true;
 }
 
