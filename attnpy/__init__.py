@@ -39,6 +39,15 @@ from ._layers_linear import LinearGradients, PackedWeight, linear, linear_backwa
 from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
+from ._positions_learned import (
+    add_positions,
+    add_positions_backward,
+    interpolate_positions,
+    interpolate_positions_2d,
+    interpolate_positions_2d_backward,
+    interpolate_positions_backward,
+)
+from ._positions_sinusoidal import sinusoidal_encoding, sinusoidal_encoding_2d
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
@@ -75,6 +84,14 @@ __all__ = [  # noqa: RUF022, by family
     "attention_with_cache",
     "paged_attention",
     # positions
+    "sinusoidal_encoding",
+    "sinusoidal_encoding_2d",
+    "add_positions",
+    "add_positions_backward",
+    "interpolate_positions",
+    "interpolate_positions_backward",
+    "interpolate_positions_2d",
+    "interpolate_positions_2d_backward",
     "alibi_slopes",
     "alibi_bias",
     "relative_position_bucket",

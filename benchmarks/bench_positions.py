@@ -1,5 +1,7 @@
 """Positions: what is made of them before attention, beside copies of the same arrays and others' formulas."""
 
+import concurrent.futures
+
 import numpy as np
 from bench_masks import made
 from harness import Row, Work
@@ -8,6 +10,8 @@ import attnpy
 
 
 def rows():
+    yield from sinusoids()
+    yield from learned()
     yield from relative()
 
 
@@ -70,3 +74,136 @@ def by_logarithm(x, num_buckets=32, max_distance=128):
     m, d = n // 2, np.abs(x)
     far = m + (np.log(np.maximum(d, m) / m) / np.log(max_distance / m) * (n - m)).astype(np.int64)
     return n * (x > 0) + np.where(d < m, d, np.minimum(far, n - 1))
+
+
+# --- sinusoids: bytes are those written, beside a loop that writes as many
+
+
+def sinusoids():
+    for dtype in ("float32", "float64", "float16"):
+        case, goal = f"16384 x 1024 {dtype} out=", ("fill", 0.9) if dtype == "float32" else None
+        yield Row("sinusoidal_encoding", case, encoding(16384, 1024, dtype), goal)
+    scattered = 2.0**20 * np.random.default_rng(0).random(16384)
+    yield Row(
+        "sinusoidal_encoding", "16384 x 1024 float32 fractional positions out=", encoding(scattered, 1024, "float32")
+    )
+    yield Row("sinusoidal_encoding_2d", "128 x 128 x 1024 float32 out=", image(128, 1024), ("fill", 0.9))
+
+
+def numpy_encoding(positions, dim):
+    frequencies = 10000.0 ** -(np.arange(0, dim, 2) / dim)
+    angle = (np.arange(positions) if isinstance(positions, int) else positions)[:, None] * frequencies
+    return np.stack([np.sin(angle), np.cos(angle)], -1).reshape(-1, dim)
+
+
+def encoding(positions, dim, dtype):
+    def prepare(wanted):
+        length = positions if isinstance(positions, int) else len(positions)
+        out = np.empty((length, dim), dtype)
+        others = {"numpy": lambda: numpy_encoding(positions, dim).astype(dtype)} if "numpy" in wanted else {}
+        return written(lambda: attnpy.sinusoidal_encoding(positions, dim, out=out), out, others)
+
+    return prepare
+
+
+def image(side, dim):
+    def prepare(wanted):
+        out = np.empty((side, side, dim), np.float32)
+
+        def numpy():
+            half = numpy_encoding(side, dim // 2).astype(np.float32)
+            shape = (side, side, dim // 2)
+            return np.concatenate([np.broadcast_to(half[:, None], shape), np.broadcast_to(half, shape)], -1)
+
+        others = {"numpy": numpy} if "numpy" in wanted else {}
+        return written(lambda: attnpy.sinusoidal_encoding_2d(side, side, dim, out=out), out, others)
+
+    return prepare
+
+
+def written(ours, out, others):
+    threads = attnpy.get_num_threads()
+    team = concurrent.futures.ThreadPoolExecutor(threads)
+    parts = np.array_split(np.empty_like(out).reshape(-1), threads)
+    return Work(
+        ours=ours, bytes=out.nbytes, yardsticks=(), beside={"fill": lambda: list(team.map(lambda x: x.fill(1), parts))},
+        peers=others, tolerance=1e-4 if out.itemsize > 2 else 1e-2,
+    )  # fmt: skip
+
+
+# --- learned tables
+
+
+def learned():
+    yield Row("add_positions", "8 x 2048 x 1024 float32 out=", sums(8, 2048, 1024), ("memcpy", 0.9))
+    rng = np.random.default_rng(0)
+    table, grad = (rng.standard_normal((8, 512, 768), np.float32) for _ in range(2))
+    gradient = made(lambda: attnpy.add_positions_backward(grad, table[0]))
+    yield Row("add_positions_backward", "8 x 512 x 768 float32", gradient)
+    stretched = rng.standard_normal((1, 2048, 768), np.float32)
+    yield Row("interpolate_positions", "512 to 2048 x 768", line(table[:1], 2048))
+    yield Row(
+        "interpolate_positions_backward", "512 to 2048 x 768",
+        made(lambda: attnpy.interpolate_positions_backward(stretched, 512)),
+    )  # fmt: skip
+    grid, finer = table[:1, :197], stretched[:, :577]
+    yield Row("interpolate_positions_2d", "14 x 14 to 24 x 24 x 768", patches(grid))
+    yield Row(
+        "interpolate_positions_2d_backward", "14 x 14 to 24 x 24 x 768",
+        made(lambda: attnpy.interpolate_positions_2d_backward(finer, (14, 14), (24, 24), num_prefix_tokens=1)),
+    )  # fmt: skip
+
+
+def sums(batch, length, dim):
+    """What is read of x and written; the table stays in the caches."""
+
+    def prepare(wanted):
+        rng = np.random.default_rng(0)
+        x, table = rng.standard_normal((batch, length, dim), np.float32), rng.standard_normal((length, dim), np.float32)
+        out, other = np.empty_like(x), np.empty_like(x)
+        compared = {"numpy": lambda: np.add(x, table, out=other)} if "numpy" in wanted else {}
+        if "torch" in wanted:
+            import torch
+
+            a, b, c = (torch.from_numpy(array) for array in (x, table, other))
+            compared["torch"] = lambda: torch.add(a, b, out=c).numpy()
+        return Work(
+            ours=lambda: attnpy.add_positions(x, table, out=out), bytes=2 * x.nbytes, yardsticks=("memcpy",),
+            memory=[(x, np.empty_like(x))], peers=compared, tolerance=1e-6,
+        )  # fmt: skip
+
+    return prepare
+
+
+def line(table, length):
+    def prepare(wanted):
+        others = {}
+        if "torch" in wanted:
+            import torch
+
+            def resized(x):
+                y = torch.nn.functional.interpolate(x.transpose(1, 2), size=length, mode="linear", align_corners=False)
+                return y.transpose(1, 2).contiguous().numpy()
+
+            others["torch"] = lambda: resized(torch.from_numpy(table))
+        return made(lambda: attnpy.interpolate_positions(table, length), others)(wanted)
+
+    return prepare
+
+
+def patches(table):
+    def prepare(wanted):
+        others = {}
+        if "torch" in wanted:
+            import torch
+
+            def resized(x):
+                grid = x[:, 1:].reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+                y = torch.nn.functional.interpolate(grid, size=(24, 24), mode="bicubic", align_corners=False)
+                return torch.cat([x[:, :1], y.permute(0, 2, 3, 1).reshape(1, 576, -1)], 1).numpy()
+
+            others["torch"] = lambda: resized(torch.from_numpy(table))
+        ours = lambda: attnpy.interpolate_positions_2d(table, (14, 14), (24, 24), num_prefix_tokens=1)  # noqa: E731
+        return made(ours, others)(wanted)
+
+    return prepare

@@ -14,6 +14,8 @@ static const struct family *const families[] = {
     &attn_merge_family,
     &attn_merge_backward_family,
     &attn_norm_family,
+    &attn_learned_family,
+    &attn_sinusoidal_family,
     &attn_positions_relative_family,
     &attn_positions_rotary_family,
     &attn_probe_family,

@@ -259,9 +259,11 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
+    if call.function.startswith(("add_positions", "interpolate_positions")):
+        return 0 if name == "offset" else 2
     if call.function in ELEMENTS_AND_ROWS:
         return call.arguments[name].ndim if name in ("weight", "bias") else 1
-    if name in ("x", "where", "slopes", "residual"):
+    if name in ("x", "where", "slopes", "positions", "residual"):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":
         return 0 if call.function == "logsumexp_backward" else 1

@@ -94,7 +94,7 @@ def test_see_also_leads_somewhere(name):
 @pytest.mark.parametrize("name", reference.__all__)
 def test_references_state_equation_and_shapes(name):
     text = getattr(reference, name).__doc__
-    assert re.search(r"\((\.\.\.|[TH]|num_buckets)[,)]", text) and any(
+    assert re.search(r"\((\.\.\.|[THR]|num_buckets)[,)]", text) and any(
         sign in text for sign in ("=", "sum_i", "1 / (1 - p)", "P_ij")
     )
 

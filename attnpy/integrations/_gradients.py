@@ -313,6 +313,45 @@ def _norm(name, rows):
 
 
 LINEAR = ("x", "weight", "bias", "activation", "residual", "out")
+# --- positions: learned tables, all linear
+
+
+def _add_positions(arguments):
+    return (_core.add_positions(*arguments),), ()
+
+
+def _add_positions_backward(arguments, needed, gradients, places):
+    _, table, offset, _ = arguments
+    found = {0: gradients[0]} if 0 in places else {}
+    if 1 in places:
+        found[1] = attnpy.add_positions_backward(gradients[0], table, offset)
+    return found
+
+
+def _add_positions_jvp(arguments, needed, tangents):
+    x, table, offset, _ = arguments
+    along = tangents.get(0, np.zeros((), x.dtype))
+    along = np.broadcast_to(along, x.shape)
+    return (attnpy.add_positions(along, tangents[1], offset) if 1 in tangents else along.copy(),)
+
+
+def _interpolation(name):
+    """Whose arguments are the table, sizes, and out."""
+    function, backward = getattr(_core, name), getattr(_core, f"{name}_backward")
+
+    def forward(arguments):
+        return (function(*arguments),), ()
+
+    def gradient(arguments, needed, gradients, places):
+        sizes = arguments[1:-1] if len(arguments) > 3 else (arguments[0].shape[-2],)
+        return {0: backward(gradients[0], *sizes, None)}
+
+    def jvp(arguments, needed, tangents):
+        return (function(tangents[0], *arguments[1:-1], None),)
+
+    return forward, gradient, jvp
+
+
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
     "linear": Rule(
@@ -333,6 +372,23 @@ RULES = {
     ),
     "t5_relative_bias": Rule(
         ("table", "buckets", "out"), frozenset({"table"}), _t5, _t5_backward, _t5_jvp, needs_results=False
+    ),
+    "add_positions": Rule(
+        ("x", "table", "offset", "out"),
+        frozenset({"x", "table"}),
+        _add_positions,
+        _add_positions_backward,
+        _add_positions_jvp,
+        needs_results=False,
+    ),
+    "interpolate_positions": Rule(
+        ("table", "length", "out"), frozenset({"table"}), *_interpolation("interpolate_positions"), needs_results=False
+    ),
+    "interpolate_positions_2d": Rule(
+        ("table", "from_grid", "to_grid", "num_prefix_tokens", "out"),
+        frozenset({"table"}),
+        *_interpolation("interpolate_positions_2d"),
+        needs_results=False,
     ),
     "softmax": Rule(SOFTMAX, frozenset({"x"}), _softmax, _softmax_backward, _softmax_jvp),
     "log_softmax": Rule(SOFTMAX, frozenset({"x"}), _log_softmax, _log_softmax_backward),

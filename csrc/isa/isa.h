@@ -26,6 +26,9 @@ struct attn_kernels {
     const struct attn_kernel *elementwise[2];        /* layers.h: struct attn_elementwise */
     const struct attn_kernel *norm[2];               /* layers_norm.h: struct attn_norm */
     const struct attn_kernel *norm_backward[2];
+    const struct attn_kernel *sinusoidal[2];         /* positions_sinusoidal.h: struct attn_sinusoidal; in double for both */
+    const struct attn_kernel *add_positions[2];      /* positions_learned.h: struct attn_add_positions, and its gradient */
+    const struct attn_kernel *interpolate_positions[2]; /* struct attn_interpolate_positions */
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
     double (*read)(const void *data, int64_t bytes);             /* probe.h */
