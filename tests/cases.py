@@ -19,6 +19,7 @@ import oracle
 import refusals
 import refusals_cache
 import refusals_masks
+import refusals_softmax
 import refusals_varlen
 from calls import DTYPES, Call, Row, all_of, named, with_holes
 from cases_backward import gradient_of
@@ -327,12 +328,12 @@ CASES = {
         dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],
         outs=False, refused=refusals.DROPOUT_MASK,
     ),
-    "softmax": softmax_row("softmax", refusals.SOFTMAX),
-    "log_softmax": softmax_row("log_softmax", refusals.SOFTMAX),
-    "logsumexp": softmax_row("logsumexp", refusals.LOGSUMEXP),
-    "softmax_backward": softmax_row("softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
-    "log_softmax_backward": softmax_row("log_softmax_backward", refusals.SOFTMAX_BACKWARD, softmax_backward),
-    "logsumexp_backward": softmax_row("logsumexp_backward", refusals.LOGSUMEXP_BACKWARD, softmax_backward),
+    "softmax": softmax_row("softmax", refusals_softmax.SOFTMAX),
+    "log_softmax": softmax_row("log_softmax", refusals_softmax.SOFTMAX),
+    "logsumexp": softmax_row("logsumexp", refusals_softmax.LOGSUMEXP),
+    "softmax_backward": softmax_row("softmax_backward", refusals_softmax.SOFTMAX_BACKWARD, softmax_backward),
+    "log_softmax_backward": softmax_row("log_softmax_backward", refusals_softmax.SOFTMAX_BACKWARD, softmax_backward),
+    "logsumexp_backward": softmax_row("logsumexp_backward", refusals_softmax.LOGSUMEXP_BACKWARD, softmax_backward),
     "longformer_attention": Row(
         cases_masks.longformer, cases_masks.LONGFORMER_SHAPES, cases_masks.LONGFORMER_OPTIONS,
         heavy=[(cases_masks.Size((2,), 4, 2, 900, 32, 32), "sets")], refused=refusals_masks.LONGFORMER_ATTENTION,

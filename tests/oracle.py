@@ -127,14 +127,8 @@ def attention(real, arguments, rng=None):
     batch, H, G, L, S, no_heads = sizes(query, key, value)
     stored = compute_type(*(np.asarray(x) for x in (query, key, value) if x is not None))
     visible = visible_keys(arguments)
-    query, key, value = (
-        None
-        if x is None
-        else np.broadcast_to(
-            w := in_type(real, stored, x).reshape((-1,) * (np.ndim(x) < 3) + np.shape(x)), (*batch, *w.shape[-3:])
-        )
-        for x in (query, key, value)
-    )
+    operands = (None if x is None else in_type(real, stored, x) for x in (query, key, value))
+    query, key, value = (None if x is None else _with_heads(x, batch) for x in operands)
     turn = turning(real, arguments)
     query_size, key_size = turn(query, "query", sizes=True), turn(key, "key", sizes=True)
     query, key = turn(query, "query"), turn(key, "key")
@@ -170,17 +164,9 @@ def attention(real, arguments, rng=None):
                 np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf)
             )
         p, lse[index], reach[index] = _head(
-            real,
-            query[index],
-            key[shared],
-            query_size[index] @ key_size[shared].T,
-            visible[index],
-            terms,
-            scale,
-            softcap,
-            sink,
-            keys,
-        )
+            real, query[index], key[shared], query_size[index] @ key_size[shared].T, visible[index], terms, scale,
+            softcap, sink, keys,
+        )  # fmt: skip
         weights[index] = p
         if value is not None:
             v = value[shared]
@@ -287,6 +273,12 @@ def _head(real, q, k, size, seen, terms, scale, softcap, sink, keys):
         reach = np.where(p.astype(np.float64) > 0, size, 0.0).max(-1, initial=0.0)
         reach = np.maximum(reach, np.where(np.isinf(sink), 0.0, np.abs(sink)).astype(np.float64))
         return p, m + np.log(z), reach
+
+
+def _with_heads(x, batch):
+    """(..., H or G, rows, size), of the whole batch."""
+    x = x[None] if x.ndim < 3 else x
+    return np.broadcast_to(x, (*batch, *x.shape[-3:]))
 
 
 def _distance(arguments, batch, index, L, S):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+from refusals_rotary import ROTARY
 
 import attnpy
 
@@ -76,31 +77,6 @@ def _typed(name, good):
     ]
 
 
-# Of tables: six query rows at 1 ... 6, keys at 0 ... 6.
-ROTARY = [
-    ({"rotary": ones(7, 2)}, TypeError, "rotary"),
-    ({"rotary": 1}, TypeError, "rotary"),
-    ({"rotary": (ones(9, 2),)}, TypeError, "rotary"),
-    ({"rotary": (ones(9, 2), None)}, TypeError, "rotary"),
-    ({"rotary": (ones(9, 2), ones(9, 1))}, ValueError, "rotary.*one shape"),
-    ({"rotary": (ones(9, 2), ones(8, 2))}, ValueError, "rotary.*one shape"),
-    ({"rotary": (ones(9), ones(9))}, ValueError, "rotary.*two axes"),
-    ({"rotary": (ones(9, 3), ones(9, 3))}, ValueError, "rotary.*columns"),
-    ({"rotary": (ones(9, 5), ones(9, 5))}, ValueError, "rotary.*columns"),
-    ({"rotary": (ones(9, 6), ones(9, 6))}, ValueError, "rotary.*columns"),
-    ({"rotary": (ones(9, 2, dtype=np.float16), ones(9, 2))}, TypeError, "rotary.*float16"),
-    ({"rotary": (ones(9, 2), ones(9, 2, dtype=int))}, TypeError, "rotary.*int64"),
-    ({"rotary": (ones(0, 2), ones(0, 2))}, ValueError, "rotary has rows"),
-    ({"rotary": (ones(2, 2), ones(2, 2))}, ValueError, "stands at position 6; rotary has rows 0 ... 1"),
-    (
-        {"rotary": (ones(9, 2), ones(9, 2)), "causal_offset": -1, "is_causal": False},
-        ValueError,
-        "query row 0 stands at position -1",
-    ),
-    ({"rotary": (ones(9, 2), ones(9, 2)), "causal_offset": 2**62}, ValueError, "query row"),
-    ({"rotary": (ones(9, 2), ones(9, 2)), "rotary_interleaved": "yes"}, TypeError, "rotary_interleaved"),
-]
-
 SCORES = [
     *_typed("query", Q),
     *_typed("key", K),
@@ -153,23 +129,6 @@ SCORES = [
     ({"kv_lengths": [7, 5], "window_size": 3}, ValueError, "query_lengths"),
     ({"kv_lengths": [7, 5], "alibi_slopes": ones(4)}, ValueError, "query_lengths"),
     *ROTARY,
-    ({"query_positions": [0] * 6}, ValueError, "query_positions needs rotary"),
-    ({"key_positions": [0] * 7}, ValueError, "key_positions needs rotary"),
-    (
-        {"rotary": (ones(7, 2), ones(7, 2)), "query_positions": [0, 1, 2, 3, 4, 7]},
-        ValueError,
-        "query_positions holds 7",
-    ),
-    (
-        {"rotary": (ones(7, 2), ones(7, 2)), "key_positions": [0, 1, 2, -1, 4, 5, 6]},
-        ValueError,
-        "key_positions holds -1",
-    ),
-    ({"rotary": (ones(7, 2), ones(7, 2)), "key_positions": 2**63}, ValueError, "key_positions holds"),
-    ({"rotary": (ones(7, 2), ones(7, 2)), "query_positions": [0.0] * 6}, TypeError, "query_positions"),
-    ({"rotary": (ones(7, 2), ones(7, 2)), "query_positions": [0] * 7}, ValueError, "query_positions"),
-    ({"rotary": (ones(7, 2), ones(7, 2)), "key_positions": [[0] * 7] * 3}, ValueError, "key_positions"),
-    ({"rotary": (ones(9, 2), ones(9, 2)), "kv_lengths": [7, 5]}, ValueError, "query_lengths"),
 ]
 
 
@@ -391,52 +350,6 @@ DROPOUT_MASK = of(
     ({"shape": (2, 3.5, 5)}, TypeError, "shape"),
     ({"shape": (2**62, 2**62, 5, 5)}, (ValueError, MemoryError), ""),
 )
-X = ones(3, 4, 5)
-_SOFTMAX = [
-    *_typed("x", X)[:5],
-    ({"axis": 3}, ValueError, "axis"),
-    ({"axis": -4}, ValueError, "axis"),
-    ({"axis": (0, 0)}, ValueError, "axis"),
-    ({"axis": (0, -3)}, ValueError, "axis"),
-    ({"axis": 0.5}, TypeError, "axis"),
-    ({"where": np.ones(4, bool)}, ValueError, "where"),
-    ({"where": np.ones((2, 3, 4, 5), bool)}, ValueError, "where"),
-    ({"where": "text"}, TypeError, "where"),
-    ({"where": np.ones(5)}, TypeError, "where"),
-    ({"x": np.float32(1)}, ValueError, "axis"),
-]
-_BACKWARD = [
-    ({"axis": 3}, ValueError, "axis"),
-    ({"axis": (0, -3)}, ValueError, "axis"),
-    ({"axis": 0.5}, TypeError, "axis"),
-    ({"where": np.ones(4, bool)}, ValueError, "where"),
-    ({"where": np.ones(5)}, TypeError, "where"),
-]
-SOFTMAX_BACKWARD = of(
-    {"grad_output": X, "output": X},
-    *_typed("grad_output", X)[:6],
-    *_typed("output", X)[:6],
-    *_BACKWARD,
-    ({"grad_output": ones(3, 4, 1)}, ValueError, "grad_output has shape.*that of output"),
-    ({"grad_output": ones(4, 5)}, ValueError, "grad_output"),
-    ({"grad_output": X.astype(np.float16), "output": X.astype(ml_dtypes.bfloat16)}, TypeError, "grad_output.*bfloat16"),
-    ({"grad_output": np.float32(1), "output": np.float32(1)}, ValueError, "axis"),
-    *_out(3, 4, 5),
-)
-LOGSUMEXP_BACKWARD = of(
-    {"grad_output": ones(3, 4), "x": X, "output": ones(3, 4)},
-    *_typed("grad_output", ones(3, 4))[:6],
-    *_typed("x", X)[:6],
-    *_typed("output", ones(3, 4))[:6],
-    *_BACKWARD,
-    ({"grad_output": X}, ValueError, "grad_output has shape.*reduced over axis"),
-    ({"output": ones(3, 4, 1)}, ValueError, "output has shape.*reduced over axis"),
-    ({"keepdims": True}, ValueError, "grad_output"),
-    ({"axis": 0}, ValueError, "grad_output"),
-    *_out(3, 4, 5),
-)
-SOFTMAX = of({"x": X}, *_SOFTMAX, *_out(3, 4, 5))
-LOGSUMEXP = of({"x": X}, *_SOFTMAX, *_out(3, 4))
 DROPOUT_KEY = of(
     {}, ({"rng": 5}, TypeError, "rng"), ({"rng": KEY}, TypeError, "rng"), ({"rng": None}, TypeError, "rng")
 )

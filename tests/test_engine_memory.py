@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import refusals
+import refusals_softmax
 from small import BFLOAT16, KEY, QUERY, VALUE, WANTED, normal, operands, same, sdpa
 
 import attnpy
@@ -177,9 +178,9 @@ REFUSED = {
     "merge_attention": refusals.MERGE,
     "merge_attention_backward": refusals.MERGE_BACKWARD,
     "dropout_mask": refusals.DROPOUT_MASK,
-    "softmax": refusals.SOFTMAX,
+    "softmax": refusals_softmax.SOFTMAX,
     "logsumexp": refusals.LOGSUMEXP,
-    "softmax_backward": refusals.SOFTMAX_BACKWARD,
+    "softmax_backward": refusals_softmax.SOFTMAX_BACKWARD,
     "logsumexp_backward": refusals.LOGSUMEXP_BACKWARD,
 }
 

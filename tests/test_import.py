@@ -53,10 +53,12 @@ SIGNATURES = {
     "scaled_dot_product_attention_backward": "(grad_output, query, key, value, output, lse, *, attn_mask=None, "
     + "dropout_p=0.0, is_causal=False, "
     + OPTIONS
+    + RELATIVE
     + ROTARY
     + "rng=None, grad_lse=None, needs=('query', 'key', 'value'), out=None)",
     "attention_weights_backward": "(grad_weights, query, key, *, attn_mask=None, is_causal=False, "
     + OPTIONS
+    + RELATIVE
     + ROTARY
     + "rows=None, needs=('query', 'key'), out=None)",
     "AttentionGradients": "(query=None, key=None, value=None, attn_mask=None, bias=None, sinks=None, "
@@ -64,6 +66,7 @@ SIGNATURES = {
     "varlen_attention": "(query, key, value, " + PACKED + RELATIVE + ROTARY + "rng=None, return_lse=False, out=None)",
     "varlen_attention_backward": "(grad_output, query, key, value, output, lse, "
     + PACKED
+    + RELATIVE
     + ROTARY
     + "rng=None, grad_lse=None, needs=('query', 'key', 'value'), out=None)",
     "attention_received": "(query, key, attn_mask=None, *, is_causal=False, "

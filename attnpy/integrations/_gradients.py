@@ -247,8 +247,6 @@ def _summed(gradient, operand):
     return gradient.astype(wide, copy=False).sum(axes, dtype=wide).reshape(shape).astype(real, copy=False)
 
 
-
-
 # --- activations: x, (approximate,) out, or x, gate, (approximate,) out
 
 

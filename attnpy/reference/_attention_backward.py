@@ -14,10 +14,10 @@ from ._attention import (
     _operands,
     _rows,
     _scores,
-    _turned,
     _visible_scores,
     _weighted_sum,
 )
+from ._attention_positions import _turned
 
 
 class AttentionGradients(typing.NamedTuple):

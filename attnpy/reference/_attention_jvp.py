@@ -14,10 +14,10 @@ from ._attention import (
     _per_head,
     _scores,
     _softmax_with_sink,
-    _turned,
     _visible_scores,
     _weighted_sum,
 )
+from ._attention_positions import _turned
 
 
 def scaled_dot_product_attention_jvp(

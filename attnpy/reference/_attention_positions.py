@@ -1,11 +1,84 @@
-"""Queries and keys of attention turned by their positions, before their products.
+"""Where queries and keys of attention stand: what they let be seen, and how rotary positions turn them.
 
-H query heads, L queries, S keys, E head size, P rows of the tables, "..." batch axes.
+H query heads, L queries, S keys, E head size, P rows of the tables, "..." batch axes. Query i stands at position
+i + offset, key j at position j.
 """
 
 import typing
 
 import numpy as np
+
+
+def _standing(L, S, batch, is_causal, causal_offset, window_size, query_lengths, kv_lengths, positional):
+    """i + offset, (..., 1, L, 1); which keys each query may see by lengths, causal rule and window, (..., 1, L, S); and
+    which query rows are within their length, (..., 1, L, 1).
+    """
+    window = _window(window_size)
+    queries = _lengths("query_lengths", query_lengths, L, batch)
+    keys = _lengths("kv_lengths", kv_lengths, S, batch)
+    known = kv_lengths is None or query_lengths is not None or causal_offset is not None
+    if (positional or max(window) >= 0) and not known and np.any(keys < L):
+        raise ValueError("kv_lengths: pass query_lengths for a padded batch, or causal_offset")
+    offset = keys - queries if causal_offset is None else _integers("causal_offset", causal_offset, batch)
+    i, j = np.arange(L)[:, None], np.arange(S)
+    position = i + np.clip(offset, -(2**62), 2**62)
+    return position, _in_reach(position, j, is_causal, *window) & (i < queries) & (j < keys), i < queries
+
+
+def _in_reach(position, j, is_causal, left, right):
+    """Which keys j the causal rule and the window let a query at `position` see, (..., 1, L, S)."""
+    reach = np.ones(np.broadcast_shapes(position.shape, j.shape), bool)
+    if is_causal:
+        reach &= j <= position
+    if left >= 0:
+        reach &= position - j <= left
+    if right >= 0:
+        reach &= j - position <= right
+    return reach
+
+
+def _window(window_size):
+    """(left, right); -1 is open."""
+    if window_size is None:
+        return -1, -1
+    left, right = (window_size, window_size) if np.ndim(window_size) == 0 else window_size
+    if left < -1 or right < -1:
+        raise ValueError(f"window_size is {window_size}; its ends must be -1 (open) or more")
+    return left, right
+
+
+def _lengths(name, lengths, longest, batch):
+    if lengths is None:
+        return np.full((1, 1, 1), longest)
+    lengths = _integers(name, lengths, batch)
+    if np.any((lengths < 0) | (lengths > longest)):
+        raise ValueError(f"{name} must lie between 0 and {longest}")
+    return lengths
+
+
+def _integers(name, x, batch):
+    """One integer per batch element, (..., 1, 1, 1)."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"{name} is {x.dtype}; it must be integers")
+    return np.broadcast_to(x.astype(np.int64), batch)[..., None, None, None]
+
+
+def _turned(
+    query, key, batch, rotary, rotary_interleaved, query_positions, key_positions, is_causal, causal_offset,
+    window_size, query_lengths, kv_lengths,
+):  # fmt: skip
+    """Query and key turned by their positions, and the rotations that did it; None where there are none."""
+    L, S, E = query.shape[-2], key.shape[-2], query.shape[-1]
+    placed = rotary is not None and query_positions is None
+    position, reach, _ = _standing(
+        L, S, batch, is_causal, causal_offset, window_size, query_lengths, kv_lengths, placed
+    )
+    reach = np.broadcast_to(reach, (*batch, 1, L, S))
+    found = rotations(rotary, rotary_interleaved, query_positions, key_positions, position, reach, E)
+    if found is None:
+        return query, key, None
+    return found[0].turned(query), found[1].turned(key), found
 
 
 class Rotation(typing.NamedTuple):
