@@ -51,7 +51,7 @@ class AttentionGradients(NamedTuple):
     relative_bias: NDArray[Any] | None = None
 
 
-_FIELDS = AttentionGradients._fields[:-1]  # those there are gradients for; their order is that of _core's needs and out
+_FIELDS = AttentionGradients._fields  # their order is that of _core's needs and out
 
 
 def scaled_dot_product_attention_backward(
@@ -137,8 +137,7 @@ def scaled_dot_product_attention_backward(
     grad_lse : (..., H, L) array_like, optional
         Gradient of the scalar with respect to the log-sum-exp.
     needs : sequence of str, default ("query", "key", "value")
-        The operands whose gradients to compute: fields of `AttentionGradients`. There is none of a boolean `attn_mask`,
-        nor yet of relative_bias.
+        The operands whose gradients to compute: fields of `AttentionGradients`. There is none of a boolean `attn_mask`.
     out : mapping of str to ndarray, optional
         Where the gradients go, by field: arrays of the shapes and dtypes of the operands, which must be among `needs`.
         They may overlap any input, and the result is as if they did not.
@@ -208,7 +207,7 @@ def scaled_dot_product_attention_backward(
     if rng is not None and not isinstance(rng, DropoutKey):
         raise TypeError(f"rng is {_kind(rng)}; it must be the DropoutKey of the forward: key = attnpy.dropout_key(rng)")
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
-    needed = _needed(needs, (query, key, value, attn_mask, bias, sinks, alibi_slopes))
+    needed = _needed(needs, (query, key, value, attn_mask, bias, sinks, alibi_slopes, relative_bias))
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.scaled_dot_product_attention_backward(
         grad_output, query, key, value, output, lse, attn_mask, dropout_p, is_causal, scale, bias, causal_offset,
@@ -278,7 +277,7 @@ def attention_weights_backward(
         As given to the forward. Where a row is named more than once, its parts of `grad_weights` add up.
     needs : sequence of str, default ("query", "key")
         The operands whose gradients to compute: fields of `AttentionGradients`, without value. There is none of a
-        boolean `attn_mask`, nor yet of relative_bias.
+        boolean `attn_mask`.
     out : mapping of str to ndarray, optional
         Where the gradients go, by field: arrays of the shapes and dtypes of the operands, which must be among `needs`.
         They may overlap any input, and the result is as if they did not.
@@ -319,7 +318,7 @@ def attention_weights_backward(
     array([[-0.1966,  0.1966],
            [ 0.    ,  0.    ]])
     """
-    needed = _needed(needs, (query, key, None, attn_mask, bias, sinks, alibi_slopes))
+    needed = _needed(needs, (query, key, None, attn_mask, bias, sinks, alibi_slopes, relative_bias))
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.attention_weights_backward(
         grad_weights, query, key, attn_mask, is_causal, scale, bias, causal_offset, window_size, softcap, alibi_slopes,
@@ -337,8 +336,6 @@ def _needed(needs, operands):
     for n, name in enumerate(needs):
         if not isinstance(name, str):
             raise TypeError(f"needs holds {_kind(name)}; it must be a sequence of names, as in ('query', 'key')")
-        if name == "relative_bias":
-            raise ValueError("needs holds relative_bias, which has no gradient yet")
         if name not in _FIELDS:
             raise ValueError(f"needs holds {name!r}; the names are {', '.join(_FIELDS)}")
         if name in needs[:n]:

@@ -226,7 +226,8 @@ def varlen_attention_backward(
     grad_lse : (H, T) array_like, optional
         Gradient of the scalar with respect to the log-sum-exp.
     needs : sequence of str, default ("query", "key", "value")
-        The operands whose gradients to compute: of query, key, value, sinks, alibi_slopes.
+        The operands whose gradients to compute: of query, key, value, sinks, alibi_slopes,
+        relative_bias.
     out : mapping of str to ndarray, optional
         Where the gradients go, by field: arrays of the shapes and dtypes of the operands, which must be among `needs`.
         They may overlap any input, and the result is as if they did not.
@@ -275,7 +276,7 @@ def varlen_attention_backward(
     if rng is not None and not isinstance(rng, DropoutKey):
         raise TypeError(f"rng is {_kind(rng)}; it must be the DropoutKey of the forward: key = attnpy.dropout_key(rng)")
     words = None if rng is None and type(dropout_p) is float and dropout_p == 0 else _words_of(rng, dropout_p)
-    needed = _needed(needs, (query, key, value, None, None, sinks, alibi_slopes))
+    needed = _needed(needs, (query, key, value, None, None, sinks, alibi_slopes, relative_bias))
     cos, sin = (None, None) if rotary is None else _tables(rotary)
     found = _core.varlen_attention_backward(
         grad_output, query, key, value, output, lse, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale,

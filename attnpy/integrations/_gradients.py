@@ -48,7 +48,7 @@ RECEIVED = (*WEIGHTS[:-2], "out")
 VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
           "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", *ROTARY, "dropout_key",
           "return_lse", "out")  # fmt: skip
-GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")  # the order of _core's `needs`
+GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes", "relative_bias")  # the order of _core's `needs`
 
 
 def _needs(names, places):

@@ -7,14 +7,14 @@
 #define GRADIENT(member) offsetof(struct attn_attention_backward, member)
 
 /* The gradients in the order of their flags in `needs`, as places among the operands below. */
-enum { QUERY, KEY, VALUE, MASK, BIAS, SINKS, SLOPES, GRADIENTS };
+enum { QUERY, KEY, VALUE, MASK, BIAS, SINKS, SLOPES, RELATIVE, GRADIENTS };
 
-#define GRADIENT_OUTPUTS                                                                                         \
-    {                                                                                                            \
-        {"query", "hld", false, GRADIENT(grad_query)},         {"key", "gsd", false, GRADIENT(grad_key)},        \
-        {"value", "gse", false, GRADIENT(grad_value)},         {"attn_mask", "hls", false, GRADIENT(grad_mask)}, \
-        {"bias", "hls", false, GRADIENT(grad_bias)},           {"sinks", "h..", false, GRADIENT(grad_sinks)},    \
-        {"alibi_slopes", "h..", false, GRADIENT(grad_slopes)},                                                   \
+#define GRADIENT_OUTPUTS                                                                                                 \
+    {                                                                                                                    \
+        {"query", "hld", false, GRADIENT(grad_query)},         {"key", "gsd", false, GRADIENT(grad_key)},                \
+        {"value", "gse", false, GRADIENT(grad_value)},         {"attn_mask", "hls", false, GRADIENT(grad_mask)},         \
+        {"bias", "hls", false, GRADIENT(grad_bias)},           {"sinks", "h..", false, GRADIENT(grad_sinks)},            \
+        {"alibi_slopes", "h..", false, GRADIENT(grad_slopes)}, {"relative_bias", "hlt", false, GRADIENT(grad_relative)}, \
     }
 
 static const struct engine_function backward = {
@@ -151,7 +151,7 @@ run(const struct engine *e, struct attn_attention_backward *b)
     struct attn_attention_backward of_value = *b;
     b->grad_value.data = NULL;
     of_value.grad_query.data = of_value.grad_key.data = of_value.grad_mask.data = of_value.grad_bias.data = NULL;
-    of_value.grad_sinks.data = of_value.grad_slopes.data = NULL;
+    of_value.grad_sinks.data = of_value.grad_slopes.data = of_value.grad_relative.data = NULL;
     return engine_run(e, b) && engine_run(e, &of_value);
 }
 

@@ -54,7 +54,8 @@ static const struct engine_function varlen_backward = {
                 {"attn_mask", "...", false, VARLEN(grad_mask)},
                 {"bias", "...", false, VARLEN(grad_bias)},
                 {"sinks", "h..", false, VARLEN(grad_sinks)},
-                {"alibi_slopes", "h..", false, VARLEN(grad_slopes)}},
+                {"alibi_slopes", "h..", false, VARLEN(grad_slopes)},
+                {"relative_bias", "hlt", false, VARLEN(grad_relative)}},
 };
 
 static void

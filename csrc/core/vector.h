@@ -41,6 +41,7 @@
 #define v_interleave_low SUFFIX(v_interleave_low)
 #define v_interleave_high SUFFIX(v_interleave_high)
 #define v_fold SUFFIX(v_fold)
+#define v_behind SUFFIX(v_behind)
 #define v_sum SUFFIX(v_sum)
 #define v_highest SUFFIX(v_highest)
 #endif
@@ -247,6 +248,22 @@ v_fold(vreal x, int n)
 #else
     (void)n;
     return __builtin_shufflevector(x, x, 1, 1);
+#endif
+}
+
+/* Lane i gets lane i - 1, the first 0. */
+ATTN_INLINE vreal
+v_behind(vreal x)
+{
+    const vreal zero = {0};
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return __builtin_shufflevector(zero, x, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+    return __builtin_shufflevector(zero, x, 0, 8, 9, 10, 11, 12, 13, 14);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+    return __builtin_shufflevector(zero, x, 0, 4, 5, 6);
+#else
+    return __builtin_shufflevector(zero, x, 0, 2);
 #endif
 }
 

@@ -39,6 +39,7 @@
 #include "attention_backward_cut.inc.h"
 #include "attention_backward_tile.inc.h"
 #include "attention_backward_rows.inc.h"
+#include "attention_backward_distance.inc.h"
 #include "attention_backward_step.inc.h"
 #include "attention_backward_sums.inc.h"
 #include "attention_backward.inc.h"

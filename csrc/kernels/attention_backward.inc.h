@@ -25,7 +25,7 @@ begin_query(const struct attn_attention_backward *b, const struct attn_backward_
             memset(p->grad_query, 0, (size_t)(b->forward.head_dim * ATTN_BLOCK) * sizeof(REAL));
     }
     if (cut->row_sums && rank == 0)
-        memset(shared->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
+        memset(shared->sums, 0, ATTN_ROW_SUMS * ATTN_BLOCK * sizeof(REAL));
     return true;
 }
 
@@ -36,7 +36,7 @@ add_rows(const struct attn_attention_backward *b, const struct attn_backward_cut
 {
     if (b->grad_query.data)
         add_query(&b->forward, p, block);
-    for (int lane = 0; cut->row_sums && lane < 2 * ATTN_BLOCK; lane += LANES)
+    for (int lane = 0; cut->row_sums && lane < ATTN_ROW_SUMS * ATTN_BLOCK; lane += LANES)
         v_store(shared->sums + lane, v_load(shared->sums + lane) + v_load(p->sums + lane));
 }
 
@@ -78,7 +78,7 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
     for (int n = 0; first + n * step < end; n++) {
         if (attn_stopped(a->call.stop))
             return false;
-        memset(p->sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
+        memset(p->sums, 0, ATTN_ROW_SUMS * ATTN_BLOCK * sizeof(REAL));
         if (!backward_tile(b, batch, p, &p->block[n]))
             continue;
         add_keys(b, p, n);
@@ -99,6 +99,10 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
     const struct attn_attention *a = &b->forward;
     struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
     int64_t first = chunk * cut->keys, keys = attn_min(a->key_length - first, cut->keys), step = attn_block_keys(a), batch, head;
+    atomic_int *turn = distance_sums_open(a, cut, 0, unit, distances_of_all(b, cut)).turn;
+    if (cut->one_by_one && cut->chunks > 1 && !attn_wait_turn(turn, (int)chunk, a->call.stop))
+        return;
+    p->distances = (REAL *)((char *)scratch + backward_bytes(a, (int)cut->blocks));
     for (int64_t n = 0; n < cut->inner; n++) {
         int64_t from, end;
         attn_backward_pair(a, cut, unit, n, &batch, &head);
@@ -108,11 +112,15 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
             memset(p->grad_value, 0, (size_t)(keys * p->value_pitch) * sizeof(REAL));
         for (int i = 0; i * step < keys; i++)
             key_block_load(a, batch, head, first + i * step, (int)attn_min(step, keys - i * step), true, p->loaded[i], &p->block[i]);
+        memset(p->distances, 0, distance_bytes(a, cut, false));
         const struct attn_place place = place_of(a, batch);
         attn_blocks_of_keys(a, cut, &place, first, first + keys, &from, &end);
         for (int64_t number = from; number < end; number++)
             if (!backward_row_block(b, cut, batch, head, number, chunk, p))
                 return;
+        const struct distance_sums shared = distance_sums_open(a, cut, batch, head, distances_of_all(b, cut));
+        if (cut->by_distance && !hand_over_distances(a, cut, batch, &shared, chunk, keys, p->distances))
+            return;
         if (cut->turns_apart)
             add_turned_back(a, batch, first, keys, n % cut->shared == 0, p);
         if ((n + 1) % cut->shared == 0) {
@@ -123,6 +131,8 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
                 store_sums(a, &b->grad_value, batch, head, first, keys, (REAL)(1 / (1 - a->dropout_p)), false, p->grad_value, a->value_dim);
         }
     }
+    if (cut->one_by_one && cut->chunks > 1)
+        atomic_store_explicit(turn, (int)chunk + 1, memory_order_release);
 }
 
 static void
@@ -138,8 +148,8 @@ backward_plan(const void *arguments, struct attn_plan *plan)
     plan->tasks[ATTN_CHUNKS] = cut.units * cut.chunks;
     plan->tasks[ATTN_ROWS] = leftovers || b->grad_sinks.data || cut.row_sums ? cut.pairs * cut.layout.blocks : 0;
     plan->tasks[ATTN_REDUCE] = backward_reductions(b, &cut);
-    plan->scratch = backward_bytes(a, (int)cut.blocks);
-    plan->workspace = backward_shared_bytes(b, &cut, part);
+    plan->scratch = backward_bytes(a, (int)cut.blocks) + distance_bytes(a, &cut, false);
+    plan->workspace = backward_shared_bytes(b, &cut, part) + distance_bytes(a, &cut, true);
     plan->cost =
         2.0 * (double)(a->batch * a->heads) * (double)a->row_count * (double)a->key_length * (double)(3 * a->head_dim + 2 * a->value_dim + 32);
 }

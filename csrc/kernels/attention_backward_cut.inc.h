@@ -27,6 +27,8 @@ struct attn_backward_cut {
     int axis[ATTN_MAX_BATCH + 1]; /* batch axes; batch_ndim: the heads */
     bool own_query;        /* one chunk makes all of a block of grad_query, in memory of its own */
     bool row_sums, turns;
+    bool one_by_one;       /* chunks of a unit wait for one another: what they add to is not theirs */
+    bool by_distance;      /* relative_bias has a gradient, and one row for all rows of a head */
     bool turns_apart;      /* each pair's part of grad_key is turned back before they are added: by positions of its own */
     bool prepares;         /* log-sum-exps and deltas are computed once, before the chunks */
 };
@@ -36,6 +38,25 @@ static inline bool
 attn_is_dense(const struct attn_tensor *gradient)
 {
     return gradient->data && gradient->column != 0;
+}
+
+/* Whether relative_bias has a gradient, and a row of its own for each query row. */
+static inline bool
+attn_is_relative_by_row(const struct attn_attention_backward *b)
+{
+    return b->grad_relative.data && b->grad_relative.row != 0;
+}
+
+/* Whether a batch axis is one along which the offset differs, but not the place of a row's gradient of relative_bias: several keys add to it then. */
+static inline bool
+attn_relative_overlaps(const struct attn_attention_backward *b, int axis)
+{
+    const struct attn_attention *a = &b->forward;
+    const struct attn_tensor *by_lengths[2] = {&a->query_lengths, &a->kv_lengths}, *offset = &a->causal_offset;
+    bool differs = offset->data && offset->batch[axis] != 0;
+    for (int i = 0; i < 2 && !offset->data; i++)
+        differs |= by_lengths[i]->data && by_lengths[i]->batch[axis] != 0;
+    return attn_is_relative_by_row(b) && b->grad_relative.batch[axis] == 0 && a->batch_shape[axis] > 1 && differs;
 }
 
 /* Whether a gradient is made of the sums of dS over the keys. */
@@ -49,13 +70,13 @@ attn_wants_row_sums(const struct attn_attention_backward *b)
 static inline int
 attn_backward_rank(const struct attn_attention_backward *b, int axis)
 {
-    const struct attn_tensor *added[2] = {&b->grad_mask, &b->grad_bias}, *owned[2] = {&b->grad_key, &b->grad_value};
+    const struct attn_tensor *added[3] = {&b->grad_mask, &b->grad_bias, &b->grad_relative}, *owned[2] = {&b->grad_key, &b->grad_value};
     bool heads = axis == b->forward.batch_ndim;
     int rank = 0;
     if (!heads && b->forward.batch_shape[axis] == 1)
         return 0;
-    for (int i = 0; i < 2; i++)
-        if (attn_is_dense(added[i]) && (heads ? added[i]->head : added[i]->batch[axis]) == 0)
+    for (int i = 0; i < 3; i++)
+        if ((i < 2 ? attn_is_dense(added[i]) : attn_is_relative_by_row(b)) && (heads ? added[i]->head : added[i]->batch[axis]) == 0)
             rank = 1;
     for (int i = 0; i < 2 && !heads; i++)
         if (owned[i]->data && owned[i]->batch[axis] == 0)
@@ -84,12 +105,17 @@ attn_backward_cut(const struct attn_attention_backward *b)
     int64_t key_blocks = attn_key_blocks(a);
     cut.pairs = a->batch * cut.heads;
     cut.blocks = a->head_dim + a->value_dim > 256 ? ATTN_BACKWARD_BLOCKS / 2 : ATTN_BACKWARD_BLOCKS;
+    for (int axis = 0; axis < a->batch_ndim; axis++)
+        cut.one_by_one |= attn_relative_overlaps(b, axis) && cut.layout.blocks > 0 && cut.chunks > 0;
+    if (cut.one_by_one)
+        cut.blocks = 1; /* for any number of threads: it is the order in which they add */
     while (cut.blocks > 1 && cut.units * ((key_blocks + cut.blocks - 1) / cut.blocks) < 4 * a->call.threads)
         cut.blocks--;
     cut.keys = cut.blocks * attn_block_keys(a);
     cut.chunks = (key_blocks + cut.blocks - 1) / cut.blocks;
     cut.own_query = cut.chunks == 1 && !b->query_accumulates;
-    cut.row_sums = b->grad_slopes.data || attn_wants_row_sums(b);
+    cut.row_sums = b->grad_slopes.data || attn_wants_row_sums(b) || attn_is_relative_by_row(b);
+    cut.by_distance = b->grad_relative.data && !attn_is_relative_by_row(b) && cut.layout.blocks > 0 && cut.chunks > 0;
     cut.prepares = cut.chunks > 1 || b->of_weights;
     cut.turns = cut.chunks > 1 && (b->grad_query.data || cut.row_sums);
     return cut;
@@ -157,7 +183,7 @@ attn_blocks_of_keys(const struct attn_attention *a, const struct attn_backward_c
 
 /* Which of the chunks that a row block visits is `chunk`. */
 struct attn_visit {
-    int rank;     /* how many come before it; -1: it is none of them */
+    int rank; /* how many come before it; -1: it is none of them */
     bool last;
 };
 

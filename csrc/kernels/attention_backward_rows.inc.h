@@ -18,7 +18,10 @@
 #define clear_query SUFFIX(clear_query)
 #define store_query SUFFIX(store_query)
 
-enum { ATTN_BACKWARD_TILES = 3 }; /* dS, dropped weights, slopes of the softcap */
+enum {
+    ATTN_BACKWARD_TILES = 3, /* dS, dropped weights, slopes of the softcap */
+    ATTN_ROW_SUMS = 4        /* of a row over keys: of dS, of - dS |distance|, of dS before -K and behind K */
+};
 
 /* Whether batch elements that share their keys may have them turned otherwise. */
 static inline bool
@@ -37,7 +40,8 @@ struct backward_place {
     REAL delta[ATTN_BLOCK] __attribute__((aligned(64)));
     enum attn_finite query_state, grad_state;
     REAL *gradients, *dropped, *slopes; /* tiles */
-    REAL *sums;                        /* [2][64] of the row block and a key block: of dS, and of - dS |distance| */
+    REAL *sums;                        /* [ATTN_ROW_SUMS][64] of the row block and a key block */
+    REAL *distances;                   /* [key blocks of the chunk][group][entries]: sums of dS over equal distances */
     REAL *grad_query;                  /* [group][E][width]: where this row block's grows */
     REAL *own_query;                   /* one such block of this thread */
     REAL *grad_key, *grad_value;       /* [keys of the chunk][pitch] */
@@ -57,7 +61,7 @@ backward_bytes(const struct attn_attention *a, int blocks)
 {
     size_t pitches = (size_t)(whole_vectors(a->head_dim) + whole_vectors(a->value_dim)), row = ATTN_BLOCK * sizeof(REAL);
     return attn_round_up(sizeof(struct backward_place)) + workplace_bytes(a->head_dim, a->value_dim) + rows_bytes(a->head_dim, a->value_dim) +
-           pitches * row + (ATTN_BACKWARD_TILES * ATTN_BLOCK + 2 + (size_t)a->head_dim) * row +
+           pitches * row + (ATTN_BACKWARD_TILES * ATTN_BLOCK + ATTN_ROW_SUMS + (size_t)a->head_dim) * row +
            (size_t)blocks *
                (pitches * row + key_block_bytes(a->head_dim, a->value_dim) + (attn_turns_apart(a) ? (size_t)whole_vectors(a->head_dim) * row : 0));
 }
@@ -81,7 +85,7 @@ backward_open(const struct attn_attention *a, int blocks, char *memory)
     p->dropped = p->gradients + ATTN_BLOCK * ATTN_BLOCK;
     p->slopes = p->dropped + ATTN_BLOCK * ATTN_BLOCK;
     p->sums = p->slopes + ATTN_BLOCK * ATTN_BLOCK;
-    p->own_query = p->sums + 2 * ATTN_BLOCK;
+    p->own_query = p->sums + ATTN_ROW_SUMS * ATTN_BLOCK;
     p->grad_key = p->own_query + ATTN_BLOCK * a->head_dim;
     p->grad_value = p->grad_key + blocks * ATTN_BLOCK * p->query_pitch;
     p->turned_back = p->grad_value + blocks * ATTN_BLOCK * p->value_pitch;

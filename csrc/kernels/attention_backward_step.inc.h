@@ -244,6 +244,8 @@ backward_tile(const struct attn_attention_backward *b, int64_t batch, struct bac
         add_additive(b, batch, p, block->first + w->from, w->keys, &b->grad_mask);
     if (attn_is_dense(&b->grad_bias))
         add_additive(b, batch, p, block->first + w->from, w->keys, &b->grad_bias);
+    if (b->grad_relative.data)
+        add_relative(b, batch, p, block);
     if (a->softcap != 0)
         for (struct segment s = {0}; next_segment(p->rows, w, a->head_dim, &s);) {
             s.slopes = p->slopes + (s.scores - w->scores);

@@ -5,6 +5,7 @@
 #define backward_shared SUFFIX(backward_shared)
 #define backward_shared_bytes SUFFIX(backward_shared_bytes)
 #define backward_shared_open SUFFIX(backward_shared_open)
+#define distances_of_all SUFFIX(distances_of_all)
 #define kept_statistics SUFFIX(kept_statistics)
 #define rows_are_visited SUFFIX(rows_are_visited)
 #define add_given SUFFIX(add_given)
@@ -26,7 +27,7 @@
 struct backward_shared {
     atomic_int *turn;      /* chunks that have added to the row block; [ATTN_TURN] apart */
     REAL *grad_query;      /* [group][E][width] */
-    REAL *sums;            /* [2][64] of dS and of - dS |distance| over all keys */
+    REAL *sums;            /* [ATTN_ROW_SUMS][64] over all keys */
     REAL *sinks;           /* [64] what the sink gets of each row */
     REAL *statistics;      /* [2][64] log-sum-exps in log2 units, and deltas: attention_weights_backward */
 };
@@ -38,7 +39,7 @@ backward_shared_bytes(const struct attn_attention_backward *b, const struct attn
     size_t blocks = (size_t)(cut->pairs * cut->layout.blocks), row = ATTN_BLOCK * sizeof(REAL), bytes = 0;
     part[0] = cut->turns ? blocks * ATTN_TURN * sizeof(atomic_int) : 0;
     part[1] = b->grad_query.data && !cut->own_query ? blocks * row * (size_t)b->forward.head_dim : 0;
-    part[2] = cut->row_sums ? blocks * 2 * row : 0;
+    part[2] = cut->row_sums ? blocks * ATTN_ROW_SUMS * row : 0;
     part[3] = b->grad_sinks.data ? blocks * row : 0;
     part[4] = cut->prepares ? blocks * 2 * row : 0;
     for (int i = 0; i < 5; i++)
@@ -58,6 +59,14 @@ backward_shared_open(const struct attn_attention_backward *b, const struct attn_
         at = part[i] > 0 ? at + part[i] : at;
     }
     return (struct backward_shared){(atomic_int *)of[0], (REAL *)of[1], (REAL *)of[2], (REAL *)of[3], (REAL *)of[4]};
+}
+
+/* Where the sums over equal distances of all of them are. */
+ATTN_INLINE char *
+distances_of_all(const struct attn_attention_backward *b, const struct attn_backward_cut *cut)
+{
+    size_t part[5];
+    return (char *)b->forward.call.workspace + backward_shared_bytes(b, cut, part);
 }
 
 /* Statistics that the first phase has kept. */
@@ -182,6 +191,8 @@ prepare_rows(const struct attn_attention_backward *b, const struct attn_backward
         return;
     if (cut->turns)
         atomic_store_explicit(shared.turn, 0, memory_order_relaxed);
+    if ((cut->by_distance || cut->one_by_one) && number == 0)
+        atomic_store_explicit(distance_sums_open(a, cut, batch, head, distances_of_all(b, cut)).turn, 0, memory_order_relaxed);
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->of_weights)
         prepare_weights(b, batch, head, p);
@@ -223,16 +234,17 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
     if (rows_are_visited(p->rows))
         return;
     if (cut->row_sums)
-        memset(shared.sums, 0, 2 * ATTN_BLOCK * sizeof(REAL));
+        memset(shared.sums, 0, ATTN_ROW_SUMS * ATTN_BLOCK * sizeof(REAL));
     if (b->grad_query.data && !b->query_accumulates)
         clear_query(b, batch, p->rows, p->w->staging);
 }
 
-/* Adds a number for each row of a block to a gradient that is the same for all keys. */
+/* Adds a number for each row of a block to a gradient that is the same for all keys, or to column `column` of its rows. */
 static void
-add_row_values(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const REAL *value, const struct attn_tensor *t)
+add_row_values(const struct attn_attention *a, int64_t batch, const struct row_block *rows, const REAL *value, const struct attn_tensor *t,
+               int64_t column)
 {
-    char *data = output_batch(a, t, batch);
+    char *data = output_batch(a, t, batch) + column * t->column;
     if (t->row == 0 && (t->head == 0 || rows->head[0] == rows->head[rows->count - 1])) {
         REAL sum = 0;
         for (int lane = 0; lane < rows->count; lane++)
@@ -252,9 +264,16 @@ reduce_rows(const struct attn_attention_backward *b, const struct attn_backward_
         for (int64_t number = 0; number < cut->layout.blocks; number++) {
             int64_t batch = pair / cut->heads, head = pair % cut->heads;
             const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
-            const REAL *value = t == &b->grad_sinks ? shared.sinks : t == &b->grad_slopes ? shared.sums + ATTN_BLOCK : shared.sums;
             rows_describe(&b->forward, cut->layout, batch, head, number, p->rows);
-            add_row_values(&b->forward, batch, p->rows, value, t);
+            if (t == &b->grad_relative) {
+                add_row_values(&b->forward, batch, p->rows, shared.sums + 2 * ATTN_BLOCK, t, 0);
+                add_row_values(&b->forward, batch, p->rows, shared.sums + 3 * ATTN_BLOCK, t, b->forward.relative_span - 1);
+            } else
+                add_row_values(&b->forward, batch, p->rows,
+                               t == &b->grad_sinks    ? shared.sinks
+                               : t == &b->grad_slopes ? shared.sums + ATTN_BLOCK
+                                                      : shared.sums,
+                               t, 0);
         }
 }
 
@@ -274,17 +293,19 @@ reduce_query(const struct attn_attention_backward *b, const struct attn_backward
 ATTN_INLINE int64_t
 backward_reductions(const struct attn_attention_backward *b, const struct attn_backward_cut *cut)
 {
-    return (b->grad_query.data && b->query_accumulates ? cut->heads : 0) + (b->grad_sinks.data || cut->row_sums ? 4 : 0);
+    return (b->grad_query.data && b->query_accumulates ? cut->heads : 0) + (b->grad_sinks.data || cut->row_sums || b->grad_relative.data ? 5 : 0);
 }
 
 static void
 backward_reduce(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t task, void *scratch)
 {
-    const struct attn_tensor *of_rows[4] = {&b->grad_sinks, &b->grad_slopes, &b->grad_mask, &b->grad_bias};
+    const struct attn_tensor *of_rows[5] = {&b->grad_sinks, &b->grad_slopes, &b->grad_mask, &b->grad_bias, &b->grad_relative};
     struct backward_place *p = backward_open(&b->forward, (int)cut->blocks, scratch);
     int64_t heads = b->grad_query.data && b->query_accumulates ? cut->heads : 0;
     if (task < heads)
         reduce_query(b, cut, task, p);
-    else if (of_rows[task - heads]->data && (task - heads < 2 || of_rows[task - heads]->column == 0))
+    else if (task - heads == 4 && cut->by_distance)
+        reduce_distances(b, cut, distances_of_all(b, cut));
+    else if (task - heads == 4 ? attn_is_relative_by_row(b) : of_rows[task - heads]->data && (task - heads < 2 || of_rows[task - heads]->column == 0))
         reduce_rows(b, cut, of_rows[task - heads], p);
 }

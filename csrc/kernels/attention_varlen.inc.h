@@ -92,8 +92,11 @@ attn_varlen_place_backward(const struct attn_varlen *v, int64_t n, struct attn_a
     attn_move(&one->grad_value, &of->grad_value, key, of->grad_value.row);
     attn_move(&one->grad_sinks, &of->grad_sinks, n, of->grad_sinks.batch[0]);
     attn_move(&one->grad_slopes, &of->grad_slopes, n, of->grad_slopes.batch[0]);
+    attn_move(&one->grad_relative, &of->grad_relative, n, of->grad_relative.batch[0]);
     if (n >= N)
-        one->grad_sinks.data = one->grad_slopes.data = NULL;
+        one->grad_sinks.data = one->grad_slopes.data = one->grad_relative.data = NULL;
+    if (one->grad_relative.data)
+        one->grad_relative.data += query * of->grad_relative.row;
 }
 
 /* False: the sequence has no results. The threads that it may count on are its share of them, which is how finely it is cut then. */
