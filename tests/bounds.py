@@ -298,6 +298,8 @@ def _steps(name, arguments):
         heads = H if padded[-3] == 1 else 1
         blocks = (rows if padded[-2] == 1 else 1) * (keys if padded[-1] == 1 else 1)
         return 64 * len(sums) + places * heads * blocks
+    if name == "relative_bias":  # a diagonal, then those of a tile beyond -K or K; row blocks, key blocks, heads
+        return 64 + 127 + rows + keys + places * (H if padded[-3] == 1 else 1)
     return 64 + places * rows if name == "sinks" else 128 + places * rows * keys
 
 

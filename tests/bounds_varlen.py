@@ -25,13 +25,18 @@ def varlen_attention_backward(arguments):
         (rows, keys, bounds.scaled_dot_product_attention_backward(own))
         for rows, keys, own in packed.sequences(arguments)
     ]
-    fields = [name for name in ("query", "key", "value", "sinks", "alibi_slopes") if name in arguments["needs"]]
+    fields = [
+        name
+        for name in ("query", "key", "value", "sinks", "alibi_slopes", "relative_bias")
+        if name in arguments["needs"]
+    ]
     results = []
     for n, name in enumerate(fields):
         shape = np.shape(arguments[name])
-        if name not in packed.PER_SEQUENCE:
+        by_sequence = name in packed.PER_SEQUENCE or (name == "relative_bias" and shape[-2] == 1)
+        if not by_sequence:
             results.append(_joined(name, shape, parts, n, 0.0))
-        elif len(shape) == 1:
+        elif len(shape) == (3 if name == "relative_bias" else 1):
             results.append(_summed(name, shape, parts, n))
         else:
             results.append(_stacked(name, shape, parts, n))

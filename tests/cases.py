@@ -275,6 +275,7 @@ GRADIENT_HEAVY = [
     (Size((), 1, 1, 1025, 513, 16, 16), "plain"),
     (Size((3,), 2, 1, 129, 200, 8, 8), "broadcast"),
     (Size((2,), 2, 1, 257, 200, 8, 8), "blocks"),
+    *((Size((3,), 4, 2, 200, 500, 8, 8), option) for option in RELATIVE_OPTIONS),
 ]
 
 
@@ -288,7 +289,8 @@ def attention_row(function, operands, options, refused, heavy=ATTENTION_HEAVY):
 def gradient_row(function, options, refused):
     forward, values = function.removesuffix("_backward"), ("value",) * (function[0] == "s")
     make = gradient_of(function, _attention(forward, ("query", "key", *values)))
-    return Row(make, GRADIENT_SHAPES, ATTENTION_OPTIONS + options, heavy=GRADIENT_HEAVY, batched=True, refused=refused)
+    options = ATTENTION_OPTIONS + RELATIVE_OPTIONS + options
+    return Row(make, GRADIENT_SHAPES, options, heavy=GRADIENT_HEAVY, batched=True, refused=refused)
 
 
 CASES = {

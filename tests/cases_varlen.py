@@ -117,7 +117,7 @@ def backward(hidden_of):
         arguments |= {"grad_output": rng.normal(size=output.shape).astype(output.dtype), "output": output, "lse": lse}
         if option in ("scale", "sinks", "together"):
             arguments["grad_lse"] = rng.normal(size=lse.shape).astype(lse.dtype)
-        operands = ("query", "key", "value", "sinks", "alibi_slopes")
+        operands = ("query", "key", "value", "sinks", "alibi_slopes", "relative_bias")
         arguments["needs"] = tuple(name for name in operands if name in arguments)
         names = [name for name in (*packed.QUERY_ROWS, *packed.KEY_ROWS, *packed.LSES) if name in arguments]
         hidden = _joined(
@@ -149,4 +149,5 @@ def varlen_row(hidden_of, refused):
 
 
 def varlen_backward_row(hidden_of, refused):
-    return Row(backward(hidden_of), SHAPES[:-1], OPTIONS, heavy=HEAVY, refused=refused)
+    heavy = [*HEAVY, (HEAVY[1][0], "relative"), (HEAVY[0][0], "relative_rows")]
+    return Row(backward(hidden_of), SHAPES[:-1], OPTIONS + RELATIVE_OPTIONS, heavy=heavy, refused=refused)

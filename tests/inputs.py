@@ -72,7 +72,7 @@ def finite(x):
     return np.where(np.isfinite(x), x, np.zeros((), x.dtype))
 
 
-GRADIENTS = attnpy.AttentionGradients._fields[:-1]
+GRADIENTS = attnpy.AttentionGradients._fields
 
 
 def backward_of(query, key, value, *, random, grad_lse=True, needs=None, **options):
@@ -171,11 +171,6 @@ OPTIONS = {
     "query_lengths": lambda rng, b, H, L, S: {"query_lengths": lengths(rng, b, L)},
     "kv_lengths": lambda rng, b, H, L, S: {"kv_lengths": lengths(rng, b, S)},
     "dropout": lambda rng, b, H, L, S: {"dropout_p": 0.3, "rng": attnpy.DropoutKey(int(rng.integers(2**62)))},
-}
-
-
-# Those of functions without a gradient for them.
-FORWARD_OPTIONS = OPTIONS | {
     "relative": lambda rng, b, H, L, S: {"relative_bias": rng.normal(size=(H, 1, 2 * int(rng.integers(0, S + 3)) + 1))},
     "relative rows": lambda rng, b, H, L, S: {
         "relative_bias": some_hidden(rng, (*b, H, L, 2 * int(rng.integers(6)) + 1))
@@ -190,7 +185,7 @@ def options_of(names, rng, batch, H, L, S):
     """
     together = {}
     for name in names:
-        option = FORWARD_OPTIONS[name](rng, batch, H, L, S)
+        option = OPTIONS[name](rng, batch, H, L, S)
         if (together.keys() & option.keys()) - {"is_causal"}:
             return None
         together |= option

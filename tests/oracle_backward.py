@@ -7,9 +7,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from oracle import ADDITIVE, _kept, compute_type, in_type, sizes, turning, visible_keys
+from oracle import ADDITIVE, _distance, _kept, by_distance, compute_type, in_type, sizes, turning, visible_keys
 
-FIELDS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes")
+FIELDS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes", "relative_bias")
 
 
 class Pairs(NamedTuple):
@@ -140,10 +140,23 @@ def gradients(p, arguments, weights=None, grad_score=None, grad_product=None, sh
             x = sign * in_any_order(shares[..., 0], rng).sum(-1)
         elif name == "alibi_slopes":
             x = sign * in_any_order((grad_score * p.distance).sum(-1), rng).sum(-1)
+        elif name == "relative_bias":
+            x = _by_column(grad_score, arguments, rng)
         else:
             x = grad_score
         found[name] = summed_to(x, np.shape(arguments[name]))
     return {name: found[name] for name in FIELDS if name in found}
+
+
+def _by_column(x, arguments, rng):
+    """Sums over the keys of each column of relative_bias: (..., H, L, S) -> (..., H, L, 2K + 1)."""
+    batch, H, _, L, S, _ = sizes(**arguments)
+    span = np.shape(arguments["relative_bias"])[-1]
+    found, order = np.zeros((*batch, H, L, span), x.dtype), np.arange(S) if rng is None else rng.permutation(S)
+    for index in np.ndindex(batch):
+        column = np.clip(-_distance(arguments, batch, index, L, S), -(span // 2), span // 2) + span // 2
+        np.add.at(found[index], (slice(None), np.arange(L)[:, None], column[:, order]), x[index][..., order])
+    return found
 
 
 def contract(a, b, rng=None):
@@ -201,3 +214,5 @@ def _added(real, stored, arguments, shape, distance):
     if arguments.get("alibi_slopes") is not None:
         slopes = np.broadcast_to(in_type(real, stored, arguments["alibi_slopes"]), shape[:-2])
         yield -slopes[..., None, None] * distance
+    if arguments.get("relative_bias") is not None:
+        yield by_distance(in_type(real, stored, arguments["relative_bias"]), arguments)

@@ -43,7 +43,7 @@ def sequences(arguments):
 
 def put(whole, name, rows, keys, part):
     """Writes what belongs to one sequence where it stands in the packed array of that name."""
-    if name in LSES:
+    if name in (*LSES, "relative_bias"):
         whole[:, rows] = part
     else:
         whole[keys if name in KEY_ROWS else rows] = heads_first(part)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import FORWARD_OPTIONS, TYPES, check, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 
 import attnpy
 
@@ -26,7 +26,7 @@ SIZES = [
     (63, 130, 128, 64, 6, 2),
     (1, 65, 17, 64, 4, 1),
 ]
-PAIRS = list(itertools.combinations(FORWARD_OPTIONS, 2))
+PAIRS = list(itertools.combinations(OPTIONS, 2))
 
 
 def check_options(names, sizes, dtype, batch=(2,)):
@@ -46,7 +46,7 @@ def test_plain(sizes, dtype):
     check_options((), sizes, TYPES[dtype])
 
 
-@pytest.mark.parametrize("name", FORWARD_OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name):
     """float32 at every size, the other types at every third."""
     for n, sizes in enumerate(SIZES):
@@ -65,7 +65,7 @@ def test_every_pair_of_options(pair):
 @pytest.mark.parametrize("n", range(24))
 def test_many_options_at_once(n):
     rng = np.random.default_rng(seed_of("many", n))
-    names = [name for name in FORWARD_OPTIONS if rng.random() < 0.5 and "mask" not in name and "offset" not in name]
+    names = [name for name in OPTIONS if rng.random() < 0.5 and "mask" not in name and "offset" not in name]
     names.append(str(rng.choice(["bool mask", "float mask", "mask of heads"])))
     if {"bias", "bias of keys"} <= set(names):
         names.remove("bias")

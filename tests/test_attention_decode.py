@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from inputs import FORWARD_OPTIONS, TYPES, check, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 
 import attnpy
 
@@ -23,7 +23,7 @@ def test_around_the_splits(S, dtype):
         check(*arrays, note=f"group {group}, seed {seed}")
 
 
-@pytest.mark.parametrize("name", FORWARD_OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name):
     shapes = itertools.product((1, 2, 7), (1, 4), (1025, 2049))
     for n, (L, group, S) in enumerate(shapes):

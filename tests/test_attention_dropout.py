@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from inputs import FORWARD_OPTIONS, TYPES, check, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, operands, options_of, seed_of
 
 import attnpy
 from attnpy import DropoutKey
@@ -40,7 +40,7 @@ def test_the_mask_used_is_the_mask_shown(sizes, dtype):
         )
 
 
-@pytest.mark.parametrize("name", [name for name in FORWARD_OPTIONS if name != "dropout"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "dropout"])
 def test_with_every_option(name):
     for n, (L, S, H, G) in enumerate(SIZES):
         seed = seed_of(name, n)

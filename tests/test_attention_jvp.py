@@ -5,7 +5,7 @@ import itertools
 import bounds
 import numpy as np
 import pytest
-from inputs import FORWARD_OPTIONS, TYPES, check_call, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check_call, operands, options_of, seed_of
 from numerics import errors, same_bits, unit
 
 import attnpy
@@ -13,7 +13,7 @@ import attnpy
 JVP = "scaled_dot_product_attention_jvp"
 NAMES = ("query", "key", "value")
 SIZES = [(3, 64, 8, 4, 2), (63, 65, 17, 4, 4), (65, 130, 8, 3, 1), (130, 140, 16, 2, 2), (1, 200, 16, 8, 2)]
-PAIRS = list(itertools.combinations(FORWARD_OPTIONS, 2))
+PAIRS = list(itertools.combinations(OPTIONS, 2))
 
 
 def moved(rng, dtype, names, *, L=5, S=7, E=8, H=4, G=2, batch=(2,)):
@@ -68,7 +68,7 @@ def check_slope(arguments, note):
             assert error <= allowed, f"{note}, {name}, result {2 * n + 1}: {error:.3g} off, {allowed:.3g} are allowed"
 
 
-@pytest.mark.parametrize("name", ["nothing", *FORWARD_OPTIONS])
+@pytest.mark.parametrize("name", ["nothing", *OPTIONS])
 def test_is_the_slope_of_the_forward(name):
     for L, S in ((5, 7), (7, 5), (1, 9)):
         rng = np.random.default_rng(seed := seed_of(name, L))
@@ -84,7 +84,7 @@ def test_is_the_slope_of_the_forward_with_two_options(pair):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", ["nothing", *FORWARD_OPTIONS])
+@pytest.mark.parametrize("name", ["nothing", *OPTIONS])
 def test_every_option(name, dtype):
     for L, S, E, H, G in SIZES:
         rng = np.random.default_rng(seed := seed_of(name, dtype, L, S))
@@ -105,7 +105,7 @@ def test_every_pair_of_options(pair):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", ["nothing", *FORWARD_OPTIONS])
+@pytest.mark.parametrize("name", ["nothing", *OPTIONS])
 def test_output_has_the_bits_of_the_forward(name, dtype):
     """Where the forward takes whole row blocks over all keys too."""
     for L, S in ((65, 130), (9, 1000), (130, 64)):
@@ -122,7 +122,7 @@ def test_output_has_the_bits_of_the_forward(name, dtype):
 DIRECTIONS = (*NAMES, "bias", "sinks")
 
 
-@pytest.mark.parametrize("names", [(), *((name,) for name in FORWARD_OPTIONS), *PAIRS], ids=" & ".join)
+@pytest.mark.parametrize("names", [(), *((name,) for name in OPTIONS), *PAIRS], ids=" & ".join)
 def test_is_the_transpose_of_the_backward(names):
     """u . J v = J^T u . v, with the errors that J v may have, and as many again for J^T u, which sums over S and L."""
     rng = np.random.default_rng(seed := seed_of("transpose", names))

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from inputs import FORWARD_OPTIONS, TYPES, check, check_call, operands, options_of, seed_of
+from inputs import OPTIONS, TYPES, check, check_call, operands, options_of, seed_of
 
 import attnpy
 
@@ -18,7 +18,7 @@ SIZES = [
     (1, 200, 64, 8, 2),
 ]
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-WITHOUT_DROPOUT = [name for name in FORWARD_OPTIONS if name != "dropout"]
+WITHOUT_DROPOUT = [name for name in OPTIONS if name != "dropout"]
 
 
 def check_weights(query, key, *, note="", **options):

@@ -48,7 +48,8 @@ RECEIVED = (*WEIGHTS[:-2], "out")
 VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
           "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", *ROTARY, "dropout_key",
           "return_lse", "out")  # fmt: skip
-GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes", "relative_bias")  # the order of _core's `needs`
+# In the order of `needs` in _core:
+GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes", "relative_bias")
 
 
 def _needs(names, places):

@@ -21,6 +21,7 @@ CALLS = {
     "packed attention": lambda q, k, v, m, b, s, a: attnpy.varlen_attention(
         *(x[0].transpose(0, 1) for x in (q, k, v)), torch.tensor([0, 4, 6]), [0, 2, 7], sinks=s, alibi_slopes=a[0],
         softcap=2.0, return_lse=True),
+    "attention by distance": lambda q, k, v, m, b, s, a: sdpa(q, k, v, relative_bias=b[0, 0, :4, None, :5], sinks=s),
     "attention with a BlockMask": lambda q, k, v, *_: sdpa(
         q, k, v, attnpy.BlockMask.from_dense(np.tri(6, 7, 1, bool))),
     "weights": lambda q, k, v, m, b, s, a: attnpy.attention_weights(
