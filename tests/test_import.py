@@ -93,6 +93,14 @@ SIGNATURES = {
     "interpolate_positions_backward": "(grad_output, length, *, out=None)",
     "interpolate_positions_2d": "(table, from_grid, to_grid, *, num_prefix_tokens=0, out=None)",
     "interpolate_positions_2d_backward": "(grad_output, from_grid, to_grid, *, num_prefix_tokens=0, out=None)",
+    "alibi_slopes": "(num_heads)",
+    "alibi_bias": "(slopes, query_length, key_length, *, offset=None, out=None)",
+    "relative_position_bucket": "(relative_position, bidirectional=True, num_buckets=32, max_distance=128, *, "
+    "out=None)",
+    "t5_relative_bias": "(table, query_length, key_length, *, offset=None, bidirectional=True, max_distance=128, "
+    "out=None)",
+    "t5_relative_bias_backward": "(grad_output, table, query_length, key_length, *, offset=None, bidirectional=True, "
+    "max_distance=128, out=None)",
     "softmax": "(x, axis=-1, *, where=None, out=None)",
     "log_softmax": "(x, axis=-1, *, where=None, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",

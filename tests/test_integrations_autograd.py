@@ -63,17 +63,11 @@ CALLS = {
             *operands[:3], [0, 4, 6], [0, 2, 7], sinks=operands[3], alibi_slopes=operands[4], return_lse=True),
         (*PACKED, SCORED["sinks"], SCORED["alibi_slopes"][0])),
     "attention by distance": (
-        lambda *operands: sdpa(*operands[:3], relative_bias=operands[3], softcap=2.0, return_lse=True),
-        (QUERY, KEY, VALUE, double(4, 1, 7))),
+        lambda q, k, v, table: sdpa(q, k, v, relative_bias=table, softcap=2.0), (QUERY, KEY, VALUE, double(4, 1, 7))),
     "packed attention by distance": (
-        lambda *operands: attnpy.varlen_attention(*operands[:3], [0, 4, 6], [0, 2, 7], relative_bias=operands[3]),
-        (*PACKED, double(4, 6, 5))),
+        lambda *x: attnpy.varlen_attention(*x[:3], [0, 4, 6], [0, 2, 7], relative_bias=x[3]), (*PACKED, double(4, 6, 5))),
     "weights by distance": (
-        lambda *operands: attnpy.attention_weights(*operands[:2], relative_bias=operands[2], **SEEN),
-        (QUERY, KEY, double(2, 1, 6, 3))),
-    "received by distance": (
-        lambda *operands: attnpy.attention_received(*operands[:2], relative_bias=operands[2], **SEEN),
-        (QUERY, KEY, double(4, 1, 9))),
+        lambda q, k, table: attnpy.attention_weights(q, k, relative_bias=table), (QUERY, KEY, double(2, 1, 6, 3))),
     "attention with a BlockMask": (lambda *operands: sdpa(*operands, BLOCKS), (QUERY, KEY, VALUE)),
     "weights": (scored(attnpy.attention_weights, *SCORED, **OPTIONS), (QUERY, KEY, *SCORED.values())),
     "rows of weights": (lambda *operands: attnpy.attention_weights(*operands, rows=[1, 1, -1]), (QUERY, KEY)),
