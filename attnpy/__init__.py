@@ -39,6 +39,8 @@ from ._layers_linear import LinearGradients, PackedWeight, linear, linear_backwa
 from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
+from ._positions_frequencies import rotary_frequencies
+from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_learned import (
     add_positions,
     add_positions_backward,
@@ -84,6 +86,11 @@ __all__ = [  # noqa: RUF022, by family
     "attention_with_cache",
     "paged_attention",
     # positions
+    "rotary_frequencies",
+    "rotary_tables",
+    "rotary_tables_2d",
+    "rotary_embedding",
+    "permute_rotary_weights",
     "sinusoidal_encoding",
     "sinusoidal_encoding_2d",
     "add_positions",

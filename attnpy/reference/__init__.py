@@ -33,6 +33,8 @@ from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_ba
 from ._masks import BlockMask
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
+from ._positions_frequencies import rotary_frequencies
+from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_learned import (
     add_positions,
     add_positions_backward,
@@ -63,6 +65,11 @@ __all__ = [  # noqa: RUF022, by family
     "varlen_attention",
     "varlen_attention_backward",
     "longformer_attention",
+    "rotary_frequencies",
+    "rotary_tables",
+    "rotary_tables_2d",
+    "rotary_embedding",
+    "permute_rotary_weights",
     "sinusoidal_encoding",
     "sinusoidal_encoding_2d",
     "add_positions",
