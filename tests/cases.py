@@ -9,6 +9,7 @@ from typing import NamedTuple
 import bounds
 import bounds_layers_linear
 import bounds_positions_relative
+import bounds_positions_rotary
 import bounds_positions_tables
 import bounds_varlen
 import cases_masks
@@ -37,6 +38,7 @@ from cases_layers import LAYERS
 from cases_layers_linear import LINEAR
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_positions_relative import POSITIONS_RELATIVE
+from cases_positions_rotary import POSITIONS_ROTARY
 from cases_positions_tables import POSITIONS_TABLES
 from cases_rotary import rotary, rotary_positions
 from cases_softmax import softmax_backward, softmax_row
@@ -44,7 +46,10 @@ from cases_varlen import varlen_backward_row, varlen_row
 
 import attnpy
 
-BOUNDS = (bounds, bounds_varlen, bounds_positions_relative, bounds_positions_tables, bounds_layers_linear)
+BOUNDS = (
+    bounds, bounds_varlen, bounds_positions_relative, bounds_positions_rotary, bounds_positions_tables,
+    bounds_layers_linear,
+)  # fmt: skip
 
 
 def check(call, got, note="", ratchet=True):
@@ -359,6 +364,7 @@ CASES = {
     "DropoutKey": Row(refused=refusals.DROPOUT_KEY_TYPE),
     "dropout_key": Row(refused=refusals.DROPOUT_KEY),
     **POSITIONS_RELATIVE,
+    **POSITIONS_ROTARY,
     **LINEAR,
     **POSITIONS_TABLES,
     "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),

@@ -259,6 +259,8 @@ def batch_elements(call, batch_ndim):
 def _core_axes(call, name):
     """Axes of an argument that do not belong to the batch."""
     name = name.removesuffix("_tangent")
+    if call.function == "rotary_embedding":
+        return {"x": 3, "cos": 2, "sin": 2, "positions": 1}.get(name, call.arguments[name].ndim)
     if call.function.startswith(("add_positions", "interpolate_positions")):
         return 0 if name == "offset" else 2
     if call.function in ELEMENTS_AND_ROWS:

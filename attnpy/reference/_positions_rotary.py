@@ -13,7 +13,7 @@ def rotary_tables(positions, inverse_frequencies, attention_factor=1.0, *, dtype
 
 
 def rotary_tables_2d(rows, columns, inverse_frequencies, attention_factor=1.0, *, dtype=np.float64):
-    """cos_ti = m cos(row_t w_i), cos_t,n+i = m cos(column_t w_i), sin likewise: (...), (...), (n,) -> (..., 2 n) twice."""
+    """cos_ti = m cos(row_t w_i), cos_t,n+i = m cos(column_t w_i), and sin: (...), (...), (n,) -> (..., 2 n) twice."""
     by_row, by_column = np.broadcast_to(
         np.asarray(inverse_frequencies, np.float64), (2, np.shape(inverse_frequencies)[-1])
     )

@@ -119,10 +119,11 @@ engine_array(struct engine *e, const char *name, PyObject *object)
 PyArrayObject *
 engine_cast(struct engine *e, PyArrayObject *array, int type_num)
 {
-    fexcept_t flags; /* the caller's: NumPy clears them */
-    fegetexceptflag(&flags, FE_ALL_EXCEPT);
+    fenv_t environment; /* the caller's flags, which NumPy clears, and rounding mode */
+    feholdexcept(&environment);
+    fesetround(FE_TONEAREST);
     PyObject *cast = PyArray_FromArray(array, PyArray_DescrFromType(type_num), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSUREARRAY);
-    fesetexceptflag(&flags, FE_ALL_EXCEPT);
+    fesetenv(&environment);
     return engine_hold(e, cast) ? (PyArrayObject *)cast : NULL;
 }
 
@@ -154,10 +155,14 @@ engine_to_compute(struct engine *e, PyArrayObject *array)
         return NULL;
     const double *from = PyArray_DATA(wide);
     float *to = PyArray_DATA((PyArrayObject *)narrow);
+    fenv_t environment;
+    feholdexcept(&environment);
+    fesetround(FE_TONEAREST);
     for (npy_intp i = 0; i < PyArray_SIZE(wide); i++) {
         double x = from[i], most = __FLT_MAX__;
         to[i] = (float)(x - x != 0 ? x : x > most ? most : x < -most ? -most : x);
     }
+    fesetenv(&environment);
     return (PyArrayObject *)narrow;
 }
 
