@@ -40,7 +40,6 @@ from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_ba
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
 from ._positions_frequencies import rotary_frequencies
-from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_learned import (
     add_positions,
     add_positions_backward,
@@ -49,6 +48,7 @@ from ._positions_learned import (
     interpolate_positions_2d_backward,
     interpolate_positions_backward,
 )
+from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_sinusoidal import sinusoidal_encoding, sinusoidal_encoding_2d
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
 from ._softmax import log_softmax, logsumexp, softmax

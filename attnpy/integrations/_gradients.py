@@ -222,6 +222,25 @@ def _t5_jvp(arguments, needed, tangents):
     return (_core.t5_relative_bias(tangents[0], arguments[1], None),)
 
 
+# --- rotary embeddings: linear in x, and turned back by the transposed rotation
+
+
+def _rotary(arguments):
+    return (_core.rotary_embedding(*arguments),), ()
+
+
+def _rotary_backward(arguments, needed, gradients, places):
+    *tables, inverse, _ = arguments[1:]
+    return {0: _core.rotary_embedding(gradients[0], *tables, not inverse, None)}
+
+
+def _rotary_jvp(arguments, needed, tangents):
+    return (_core.rotary_embedding(tangents[0], *arguments[1:-1], None),)
+
+
+ROTARY_EMBEDDING = ("x", "cos", "sin", "positions", "interleaved", "rotary_dim", "inverse", "out")
+
+
 # --- layers: x, weight, bias, activation, residual, out
 
 
@@ -371,6 +390,9 @@ RULES = {
     ),
     "t5_relative_bias": Rule(
         ("table", "buckets", "out"), frozenset({"table"}), _t5, _t5_backward, _t5_jvp, needs_results=False
+    ),
+    "rotary_embedding": Rule(
+        ROTARY_EMBEDDING, frozenset({"x"}), _rotary, _rotary_backward, _rotary_jvp, needs_results=False
     ),
     "add_positions": Rule(
         ("x", "table", "offset", "out"),
