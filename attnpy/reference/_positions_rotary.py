@@ -5,14 +5,14 @@ import numpy as np
 from ._positions_frequencies import rotary_frequencies
 
 
-def rotary_tables(positions, inverse_frequencies, attention_factor=1.0, *, dtype=np.float64):
+def rotary_tables(positions, inverse_frequencies, attention_factor=1.0, *, dtype=np.float32):
     """cos_pi = m cos(p w_i), sin_pi = m sin(p w_i): (...), (n,) -> (..., n) twice, in float64 whatever dtype says."""
     positions = _positions(positions)
     angles = positions[..., None] * np.asarray(inverse_frequencies, np.float64)
     return attention_factor * np.cos(angles), attention_factor * np.sin(angles)
 
 
-def rotary_tables_2d(rows, columns, inverse_frequencies, attention_factor=1.0, *, dtype=np.float64):
+def rotary_tables_2d(rows, columns, inverse_frequencies, attention_factor=1.0, *, dtype=np.float32):
     """cos_ti = m cos(row_t w_i), cos_t,n+i = m cos(column_t w_i), and sin: (...), (...), (n,) -> (..., 2 n) twice."""
     by_row, by_column = np.broadcast_to(
         np.asarray(inverse_frequencies, np.float64), (2, np.shape(inverse_frequencies)[-1])
