@@ -77,65 +77,6 @@ def by_logarithm(x, num_buckets=32, max_distance=128):
     return n * (x > 0) + np.where(d < m, d, np.minimum(far, n - 1))
 
 
-# --- rotary embeddings
-
-
-def rotary():
-    sizes = {
-        "B1 H32 L4096 D128": (1, 32, 4096, 128),
-        "B4 H16 L2048 D64": (4, 16, 2048, 64),
-        "B32 H32 L1 D128": (32, 32, 1, 128),
-    }
-    for name, shape in sizes.items():
-        goal = ("memcpy", 0.9) if shape[2] > 1 else None
-        yield Row("rotary_embedding", f"{name} float32 out=", turned(shape, np.float32), goal)
-    shape = sizes["B1 H32 L4096 D128"]
-    yield Row(
-        "rotary_embedding",
-        "B1 H32 L4096 D128 float32 interleaved out=",
-        turned(shape, np.float32, interleaved=True),
-        ("memcpy", 0.9),
-    )
-    yield Row(
-        "rotary_embedding", "B1 H32 L4096 D128 float32 out=x", turned(shape, np.float32, in_place=True), ("memcpy", 0.9)
-    )
-    yield Row("rotary_embedding", "B1 H32 L4096 D128 float16 out=", turned(shape, np.float16))
-    frequencies, _ = attnpy.rotary_frequencies(128)
-    yield Row("rotary_frequencies", "128", made(lambda: attnpy.rotary_frequencies(128)))
-    yield Row("rotary_tables", "4096 x 64", made(lambda: attnpy.rotary_tables(4096, frequencies)))
-    yield Row("rotary_tables_2d", "64 x 64, 64", made(lambda: attnpy.rotary_tables_2d(64, 64, frequencies[::2])))
-    weight = np.zeros((4096, 4096), np.float32)
-    permute = made(lambda: attnpy.permute_rotary_weights(weight, 32, to="half_split"))
-    yield Row("permute_rotary_weights", "4096 x 4096 float32", permute)
-
-
-def turned(shape, dtype, *, interleaved=False, in_place=False):
-    """Beside the formula of Hugging Face's Llama in NumPy and PyTorch. Bytes of x and of the result."""
-
-    def prepare(wanted):
-        x = np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
-        cos, sin = attnpy.rotary_tables(shape[-2], attnpy.rotary_frequencies(shape[-1])[0])
-        out = x if in_place else np.empty_like(x)
-        compared = {}
-        if not interleaved and not in_place:
-            wide = [np.concatenate([table, table], -1).astype(dtype) for table in (cos, sin)]
-            if "numpy" in wanted:
-                compared["numpy"] = lambda: half_split(np, x, *wide)
-            if "torch" in wanted:
-                import torch
-
-                tensors = [torch.from_numpy(array) for array in (x, *wide)]
-                compared["torch"] = lambda: half_split(torch, *tensors).numpy()
-        return Work(
-            ours=lambda: attnpy.rotary_embedding(x, cos, sin, interleaved=interleaved, out=out),
-            bytes=2 * x.nbytes,
-            yardsticks=("memcpy",),
-            memory=[(x, np.empty_like(x))],
-            peers=compared,
-            tolerance=1e-5 if dtype == np.float32 else 1e-2,
-        )
-
-
 # --- sinusoids: bytes are those written, beside a loop that writes as many
 
 
@@ -235,7 +176,6 @@ def sums(batch, length, dim):
     return prepare
 
 
-<<<<<<< HEAD
 def line(table, length):
     def prepare(wanted):
         others = {}
@@ -268,8 +208,69 @@ def patches(table):
         return made(ours, others)(wanted)
 
     return prepare
-=======
+
+
+# --- rotary embeddings
+
+
+def rotary():
+    sizes = {
+        "B1 H32 L4096 D128": (1, 32, 4096, 128),
+        "B4 H16 L2048 D64": (4, 16, 2048, 64),
+        "B32 H32 L1 D128": (32, 32, 1, 128),
+    }
+    for name, shape in sizes.items():
+        goal = ("memcpy", 0.9) if shape[2] > 1 else None
+        yield Row("rotary_embedding", f"{name} float32 out=", turned(shape, np.float32), goal)
+    shape = sizes["B1 H32 L4096 D128"]
+    yield Row(
+        "rotary_embedding",
+        "B1 H32 L4096 D128 float32 interleaved out=",
+        turned(shape, np.float32, interleaved=True),
+        ("memcpy", 0.9),
+    )
+    yield Row(
+        "rotary_embedding", "B1 H32 L4096 D128 float32 out=x", turned(shape, np.float32, in_place=True), ("memcpy", 0.9)
+    )
+    yield Row("rotary_embedding", "B1 H32 L4096 D128 float16 out=", turned(shape, np.float16))
+    frequencies, _ = attnpy.rotary_frequencies(128)
+    yield Row("rotary_frequencies", "128", made(lambda: attnpy.rotary_frequencies(128)))
+    yield Row("rotary_tables", "4096 x 64", made(lambda: attnpy.rotary_tables(4096, frequencies)))
+    yield Row("rotary_tables_2d", "64 x 64, 64", made(lambda: attnpy.rotary_tables_2d(64, 64, frequencies[::2])))
+    weight = np.zeros((4096, 4096), np.float32)
+    permute = made(lambda: attnpy.permute_rotary_weights(weight, 32, to="half_split"))
+    yield Row("permute_rotary_weights", "4096 x 4096 float32", permute)
+
+
+def turned(shape, dtype, *, interleaved=False, in_place=False):
+    """Beside the formula of Hugging Face's Llama in NumPy and PyTorch. Bytes of x and of the result."""
+
+    def prepare(wanted):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
+        cos, sin = attnpy.rotary_tables(shape[-2], attnpy.rotary_frequencies(shape[-1])[0])
+        out = x if in_place else np.empty_like(x)
+        compared = {}
+        if not interleaved and not in_place:
+            wide = [np.concatenate([table, table], -1).astype(dtype) for table in (cos, sin)]
+            if "numpy" in wanted:
+                compared["numpy"] = lambda: half_split(np, x, *wide)
+            if "torch" in wanted:
+                import torch
+
+                tensors = [torch.from_numpy(array) for array in (x, *wide)]
+                compared["torch"] = lambda: half_split(torch, *tensors).numpy()
+        return Work(
+            ours=lambda: attnpy.rotary_embedding(x, cos, sin, interleaved=interleaved, out=out),
+            bytes=2 * x.nbytes,
+            yardsticks=("memcpy",),
+            memory=[(x, np.empty_like(x))],
+            peers=compared,
+            tolerance=1e-5 if dtype == np.float32 else 1e-2,
+        )
+
+    return prepare
+
+
 def half_split(library, x, cos, sin):
     half = x.shape[-1] // 2
     return x * cos + library.concatenate([-x[..., half:], x[..., :half]], -1) * sin
->>>>>>> 97eae81 (positions: rotary embeddings in the benchmarks, gradients through autograd and PyTorch)
