@@ -64,7 +64,7 @@ def sinusoidal_encoding(
 
     See Also
     --------
-    sinusoidal_encoding_2d, add_positions, attnpy.reference.sinusoidal_encoding
+    sinusoidal_encoding_2d, add_positions, attnpy.plot.positions, attnpy.reference.sinusoidal_encoding
 
     Notes
     -----

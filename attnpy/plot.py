@@ -1,8 +1,8 @@
-"""Pictures of attention weights, with matplotlib (the extra ``attnpy[plot]``), which is imported at the first call."""
+"""Pictures of attention weights and of positions, with matplotlib (extra ``attnpy[plot]``), loaded at first use."""
 
 import numpy as np
 
-__all__ = ["heatmap"]
+__all__ = ["heatmap", "positions"]
 
 _LONGEST_LABEL = 14  # characters; longer tokens end in an ellipsis
 _INCHES = 1 / 72  # font sizes are in points
@@ -104,6 +104,142 @@ def heatmap(
         if annotate or (annotate is None and single and _numbers_fit(cell, weight.shape, fontsize)):
             _write_numbers(cell, weight, fontsize)
     return used[0] if single else axes
+
+
+def positions(
+    scheme="sinusoidal",
+    *,
+    length=None,
+    dim=128,
+    num_heads=8,
+    base=10000.0,
+    num_buckets=32,
+    max_distance=128,
+    ax=None,
+    cmap=None,
+    fontsize=9,
+):
+    """Draw how a scheme tells positions apart: the pictures that papers show.
+
+    Parameters
+    ----------
+    scheme : {"sinusoidal", "rotary", "t5", "alibi"}
+        "sinusoidal": the encoding as an image, positions down, features across, all sines before all cosines.
+        "rotary": the angle by which each pair of features is turned, as a fan of points for each of eight pairs, the
+        fastest innermost; the colour is the position.
+        "t5": the bucket of each distance, with keys on both sides and causal.
+        "alibi": what is added to a score at each distance, one line a head.
+    length : int, optional
+        Positions, or the farthest distance. The defaults are 128, 16 for rotary, 1.25 `max_distance` for T5.
+    dim : int, default 128
+        Features of a sinusoidal encoding, or of a head that is turned.
+    num_heads : int, default 8
+        Heads of ALiBi.
+    base : float, default 10000.0
+        Of sinusoids and rotary angles.
+    num_buckets, max_distance : int
+        Of T5.
+    ax : matplotlib Axes, optional
+        Where to draw; the default is a new figure.
+    cmap : str or Colormap, optional
+        The default is "RdBu" for sinusoids, else "viridis".
+    fontsize : float, default 9
+        Size of the labels in points.
+
+    Returns
+    -------
+    Axes
+        The figure is ``ax.figure``.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If `scheme` is none of these, or `length` or `dim` is less than 2.
+
+    See Also
+    --------
+    attnpy.sinusoidal_encoding, attnpy.relative_position_bucket, attnpy.alibi_slopes
+
+    Examples
+    --------
+    >>> import attnpy.plot
+    >>> ax = attnpy.plot.positions("alibi", num_heads=4)
+    >>> len(ax.lines)
+    4
+    """
+    drawings = {"sinusoidal": _draw_sinusoids, "rotary": _draw_rotation, "t5": _draw_buckets, "alibi": _draw_slopes}
+    if scheme not in drawings:
+        raise ValueError(f"scheme is {scheme!r}; it must be one of {', '.join(map(repr, drawings))}")
+    if length is None:
+        length = {"rotary": 16, "t5": max_distance * 5 // 4}.get(scheme, 128)
+    if min(length, dim) < 2:
+        raise ValueError(f"length is {length}, dim {dim}; both must be at least 2")
+    plt = _pyplot()
+    cell = ax
+    if cell is None:
+        _, cell = plt.subplots(layout="constrained", figsize=(5.2, 4.6 if scheme == "rotary" else 3.6))
+    colours = plt.get_cmap(cmap or ("RdBu" if scheme == "sinusoidal" else "viridis"))
+    drawings[scheme](
+        cell, colours, length=length, dim=dim, num_heads=num_heads, base=base, buckets=(num_buckets, max_distance)
+    )
+    cell.tick_params(labelsize=fontsize)
+    for label in (cell.xaxis.label, cell.yaxis.label, cell.title):
+        label.set_fontsize(fontsize)
+    if cell.get_legend_handles_labels()[1]:
+        cell.legend(fontsize=fontsize - 1, frameon=False, loc="best")
+    return cell
+
+
+def _draw_sinusoids(cell, colours, *, length, dim, base, **_):
+    import attnpy
+
+    table = attnpy.sinusoidal_encoding(length, dim, base=base, layout="concatenated")
+    image = cell.imshow(table, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    cell.figure.colorbar(image, ax=cell, fraction=0.05, pad=0.02)
+    cell.set(xlabel="feature: sines, then cosines", ylabel="position", title=f"sinusoids, dim {dim}")
+
+
+def _draw_rotation(cell, colours, *, length, dim, base, **_):
+    pairs = np.unique(np.linspace(0, dim // 2 - 1, 8).round().astype(int))
+    position = np.arange(length)
+    for ring, pair in enumerate(pairs, 1):
+        angle = position * base ** (-2 * pair / dim)
+        x, y = ring * np.cos(angle), ring * np.sin(angle)
+        circle = np.linspace(0, 2 * np.pi, 200)
+        cell.plot(ring * np.cos(circle), ring * np.sin(circle), color="0.85", linewidth=0.6, zorder=0)
+        for i in position:
+            cell.plot([0.86 * x[i], x[i]], [0.86 * y[i], y[i]], color=colours(i / (length - 1)), linewidth=1.2)
+        cell.annotate(str(pair), (-ring, 0), ha="center", va="center", fontsize=7, color="0.4", backgroundcolor="w")
+    low = cell.scatter([], [], c=[], cmap=colours, vmin=0, vmax=length - 1)
+    cell.figure.colorbar(low, ax=cell, fraction=0.05, pad=0.02).set_label("position")
+    cell.set(aspect="equal", title=f"rotary angles, pairs of {dim // 2}", xticks=[], yticks=[], frame_on=False)
+
+
+def _draw_buckets(cell, colours, *, length, buckets, **_):
+    import attnpy
+
+    distance = np.arange(-length, length + 1)
+    for causal, label in ((False, "keys on both sides"), (True, "causal")):
+        bucket = attnpy.relative_position_bucket(distance, not causal, *buckets)
+        shown = distance <= 0 if causal else slice(None)
+        colour = colours(0.75 if causal else 0.1)
+        cell.step(distance[shown], bucket[shown], where="mid", color=colour, linewidth=1.4, label=label)
+    title = f"T5: {buckets[0]} buckets up to distance {buckets[1]}"
+    cell.set(xlabel="key position - query position", ylabel="bucket", title=title)
+
+
+def _draw_slopes(cell, colours, *, length, num_heads, **_):
+    import attnpy
+
+    slopes = np.asarray(attnpy.alibi_slopes(num_heads))
+    distance = np.arange(length + 1)
+    for head in range(num_heads):
+        colour = colours(head / max(num_heads - 1, 1))
+        label = f"head {head}, {slopes[head]:.3g}" if num_heads <= 8 else None
+        cell.plot(-distance, -slopes[head] * distance, color=colour, linewidth=1.2, label=label)
+    cell.set(xlabel="key position - query position", ylabel="added to the score", title=f"ALiBi, {num_heads} heads")
 
 
 def _pyplot():

@@ -133,3 +133,41 @@ except ImportError as error:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "attnpy.plot needs matplotlib: pip install 'attnpy[plot]'"
+
+
+# --- positions
+
+
+@pytest.mark.parametrize("scheme", ["sinusoidal", "rotary", "t5", "alibi"])
+def test_positions_are_drawn(scheme):
+    """In a figure of their own and in given Axes, at the least sizes too."""
+    attnpy.plot.positions(scheme).figure.canvas.draw()
+    _, axes = plt.subplots(1, 2)
+    assert attnpy.plot.positions(scheme, length=2, dim=2, num_heads=1, ax=axes[1], cmap="magma") is axes[1]
+    axes[1].figure.canvas.draw()
+    assert len(plt.get_fignums()) == 2
+
+
+def test_pictures_of_positions_show_the_numbers():
+    ax = attnpy.plot.positions("sinusoidal", length=9, dim=6, base=50.0)
+    wanted = attnpy.sinusoidal_encoding(9, 6, base=50.0, layout="concatenated")
+    np.testing.assert_array_equal(ax.get_images()[0].get_array(), wanted)
+    slopes = [line.get_ydata()[-1] / line.get_xdata()[-1] for line in attnpy.plot.positions("alibi", num_heads=6).lines]
+    np.testing.assert_allclose(slopes, attnpy.alibi_slopes(6))
+    both, causal = attnpy.plot.positions("t5", length=20, num_buckets=8, max_distance=16).lines
+    assert causal.get_xdata().max() == 0
+    distance = both.get_xdata()
+    np.testing.assert_array_equal(both.get_ydata(), attnpy.relative_position_bucket(distance, True, 8, 16))
+    ax = attnpy.plot.positions("rotary", length=5, dim=4)
+    ends = np.array([line.get_xydata()[-1] for line in ax.lines if len(line.get_xdata()) == 2])
+    angle = np.outer([1.0, 0.01], np.arange(5))
+    wanted = np.stack([np.cos(angle), np.sin(angle)], -1) * [[[1]], [[2]]]
+    np.testing.assert_allclose(ends, wanted.reshape(-1, 2), atol=1e-12)
+
+
+def test_unknown_schemes_of_positions_are_refused():
+    with pytest.raises(ValueError, match="scheme is 'shaw'; it must be one of 'sinusoidal', 'rotary', 't5', 'alibi'"):
+        attnpy.plot.positions("shaw")
+    with pytest.raises(ValueError, match="length is 1, dim 128; both must be at least 2"):
+        attnpy.plot.positions(length=1)
+    assert not plt.get_fignums()
