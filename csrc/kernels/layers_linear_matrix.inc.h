@@ -5,6 +5,9 @@
 #define product_at SUFFIX(product_at)
 #define product_load_rows SUFFIX(product_load_rows)
 #define product_turn SUFFIX(product_turn)
+#define product_few_of SUFFIX(product_few_of)
+#define product_few SUFFIX(product_few)
+#define product_turns SUFFIX(product_turns)
 #define product_load_panel SUFFIX(product_load_panel)
 #define product_load_packed SUFFIX(product_load_packed)
 #define product_load_turned SUFFIX(product_load_turned)
@@ -111,6 +114,62 @@ product_turn(const REAL *rows, int64_t pitch, int64_t n, int64_t steps, REAL *to
         for (int i = 0; i < left; i++)
             v_store(to + (t + i) * PANEL, turned[i]);
     }
+}
+
+/* sums[r][i] = or += the sum of A[r][t] b[i][t], for LANES rows of b where they lie: they are turned in registers. The chain is that of product_tile. */
+ATTN_INLINE void
+product_few_of(int rows, const REAL *a, int64_t a_row, const REAL *b, int64_t b_row, int64_t steps, bool first, REAL *sums)
+{
+    vreal sum[4] = {{0}, {0}, {0}, {0}}, turned[VECTOR_BYTES / sizeof(REAL)];
+    int64_t t = 0;
+    for (; t + LANES <= steps; t += LANES) {
+        ATTN_UNROLL
+        for (int i = 0; i < LANES; i++) {
+            turned[i] = v_loadu(b + i * b_row + t);
+            if (t % (64 / (int64_t)sizeof(REAL)) == 0)
+                __builtin_prefetch(b + (LANES + i) * b_row + t, 0, 2);
+        }
+        v_transpose(turned);
+        ATTN_UNROLL
+        for (int i = 0; i < LANES; i++)
+            ATTN_UNROLL
+            for (int r = 0; r < rows; r++)
+                sum[r] += v_splat(a[r * a_row + t + i]) * turned[i];
+    }
+    if (t < steps) {
+        for (int i = 0; i < LANES; i++)
+            turned[i] = v_load_part(b + i * b_row + t, steps - t, (vreal){0});
+        v_transpose(turned);
+        for (int i = 0; i < steps - t; i++)
+            for (int r = 0; r < rows; r++)
+                sum[r] += v_splat(a[r * a_row + t + i]) * turned[i];
+    }
+    ATTN_UNROLL
+    for (int r = 0; r < rows; r++) {
+        if (!first)
+            sum[r] += v_load(sums + r * PANEL);
+        v_store(sums + r * PANEL, sum[r]);
+    }
+}
+
+ATTN_NOINLINE void
+product_few(int64_t rows, const REAL *a, int64_t a_row, const REAL *b, int64_t b_row, int64_t steps, bool first, REAL *sums)
+{
+    if (rows == 1)
+        product_few_of(1, a, a_row, b, b_row, steps, first, sums);
+    else if (rows == 2)
+        product_few_of(2, a, a_row, b, b_row, steps, first, sums);
+    else if (rows == 3)
+        product_few_of(3, a, a_row, b, b_row, steps, first, sums);
+    else
+        product_few_of(4, a, a_row, b, b_row, steps, first, sums);
+}
+
+/* Whether weights are turned in registers as they are multiplied, since so few rows use them. */
+ATTN_INLINE bool
+product_turns(const struct product *p)
+{
+    return p->rows <= 4 && !p->panels.data && !p->b_across && !p->a_across && p->b.direct && p->b.ndim == 1;
 }
 
 /* Columns left ... of B, terms from ... from + steps - 1, to a panel [steps][PANEL]; columns past the last are 0. raw: room for LANES rows. */

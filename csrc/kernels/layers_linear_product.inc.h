@@ -16,6 +16,8 @@
 #define product_rows_by_4 SUFFIX(product_rows_by_4)
 #define product_rows SUFFIX(product_rows)
 #define product_finish SUFFIX(product_finish)
+#define product_turned SUFFIX(product_turned)
+#define product_step SUFFIX(product_step)
 #define product_task SUFFIX(product_task)
 
 /* What is asked for meanwhile: the panel after this one, if it lies behind it, and the rows of the result that these sums will go to. */
@@ -137,7 +139,7 @@ product_rows(int64_t columns, int64_t rows, const REAL *a, int64_t a_row, int64_
 {
     int64_t vectors = (columns + LANES - 1) / LANES, i = 0;
 #ifdef ATTN_ISA_AVX512
-    if (vectors > 2) {
+    if (vectors > 2 && rows != 8) { /* 8 rows by half the columns read the panel once */
         product_rows_by_4(rows, a, a_row, a_step, b, steps, first, sums, ahead);
         return;
     }
@@ -191,6 +193,46 @@ product_finish(const struct product *p, int64_t first, int64_t rows, int64_t pan
     }
 }
 
+/* The sums of a few rows and one panel, its columns of B read where they lie, or, where they do not fill a vector, from `raw`. */
+static void
+product_turned(const struct product *p, int64_t rows, const REAL *a, int64_t a_row, int64_t left, int64_t from, int64_t steps, REAL *sums, REAL *raw)
+{
+    const int64_t n = attn_min(PANEL, p->columns - left), b_row = p->b.stride[0] / (int64_t)sizeof(REAL);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const REAL *b = (const REAL *)(p->b.data + (left + i) * p->b.stride[0]) + from;
+        const bool whole = i + LANES <= n;
+        for (int64_t r = 0; !whole && r < LANES; r++)
+            if (i + r < n)
+                memcpy(raw + r * p->step, b + r * b_row, (size_t)steps * sizeof(REAL));
+            else
+                memset(raw + r * p->step, 0, (size_t)steps * sizeof(REAL));
+        product_few(rows, a, a_row, whole ? b : raw, whole ? b_row : p->step, steps, from == 0, sums + i);
+    }
+}
+
+/* The sums of a chunk of rows and one panel, for one block of terms. */
+static void
+product_step(const struct product *p, int64_t first, int64_t rows, const REAL *a, int64_t a_row, int64_t a_step, int64_t left, int64_t from,
+             int64_t steps, REAL *sums, REAL *panel, REAL *raw)
+{
+    struct product_ahead ahead = {0};
+    const struct product_matrix *result = &p->result;
+    if (product_turns(p)) {
+        product_turned(p, rows, a, a_row, left, from, steps, sums, raw);
+        return;
+    }
+    const REAL *b = product_panel(p, left, from, steps, panel, raw);
+    if (b != panel) {
+        ahead.panel = (const char *)(b + steps * PANEL);
+        ahead.slice = steps * PRODUCT_PANEL_BYTES / rows;
+    }
+    if (result->direct && result->ndim <= 1 && from + steps == p->depth) {
+        ahead.result = result->data + product_offset(result, first) + left * result->column;
+        ahead.result_row = result->ndim == 0 ? 0 : result->stride[0];
+    }
+    product_rows(attn_min(PANEL, p->columns - left), rows, a, a_row, a_step, b, steps, from == 0, sums, &ahead);
+}
+
 static void
 product_task(const struct product *p, const struct attn_call *call, int64_t task, REAL *scratch)
 {
@@ -213,17 +255,7 @@ product_task(const struct product *p, const struct attn_call *call, int64_t task
             REAL *own = sums + (g - left) * p->chunk * PANEL;
             if (attn_stopped(call->stop))
                 return;
-            const REAL *b = product_panel(p, g * PANEL, from, steps, panel, raw);
-            struct product_ahead ahead = {0};
-            if (p->panels.data && b != panel) {
-                ahead.panel = (const char *)(b + steps * PANEL);
-                ahead.slice = steps * PRODUCT_PANEL_BYTES / rows;
-            }
-            if (p->result.direct && p->result.ndim <= 1 && from + steps == p->depth) {
-                ahead.result = p->result.data + product_offset(&p->result, first) + g * PRODUCT_PANEL_BYTES;
-                ahead.result_row = p->result.ndim == 0 ? 0 : p->result.stride[0];
-            }
-            product_rows(attn_min(PANEL, p->columns - g * PANEL), rows, a, a_row, a_step, b, steps, from == 0, own, &ahead);
+            product_step(p, first, rows, a, a_row, a_step, g * PANEL, from, steps, own, panel, raw);
             if (from + steps == p->depth)
                 product_finish(p, first, rows, g, own, room);
         }
