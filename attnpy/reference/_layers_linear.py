@@ -5,7 +5,7 @@ import typing
 
 import numpy as np
 
-_normal = np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2, otypes=[float])  # P(N <= x)
+from ._layers import gelu, gelu_backward, relu, relu_backward, silu, silu_backward
 
 
 def linear(x, weight, bias=None, *, activation=None, residual=None):
@@ -45,31 +45,11 @@ def _before(x, weight, bias):
     return z if bias is None else z + np.asarray(bias, np.float64)
 
 
-def _sigmoid(x):
-    e = np.exp(-np.abs(x))
-    return np.where(x < 0, e, 1.0) / (1 + e)
-
-
-def _inner(x):
-    """tanh(p) of gelu_tanh is 2 sigmoid(2 p) - 1: 2 p, and its slope."""
-    c = math.sqrt(8 / math.pi)
-    return c * (x + 0.044715 * x**3), c * (1 + 3 * 0.044715 * x**2)
-
-
-def _gelu_tanh_slope(x):
-    inner, slope = _inner(x)
-    s = _sigmoid(inner)
-    return s + x * s * _sigmoid(-inner) * slope
-
-
 # f and f'
 _ACTIVATIONS = {
     None: (lambda x: x, np.ones_like),
-    "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0) + 0 * x),
-    "gelu": (
-        lambda x: x * _normal(x) if x.size else x,
-        lambda x: _normal(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) if x.size else x,
-    ),
-    "gelu_tanh": (lambda x: x * _sigmoid(_inner(x)[0]), _gelu_tanh_slope),
-    "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * _sigmoid(-x))),
+    "relu": (relu, lambda x: relu_backward(1.0, x)),
+    "gelu": (gelu, lambda x: gelu_backward(1.0, x)),
+    "gelu_tanh": (lambda x: gelu(x, approximate="tanh"), lambda x: gelu_backward(1.0, x, approximate="tanh")),
+    "silu": (silu, lambda x: silu_backward(1.0, x)),
 }

@@ -6,10 +6,12 @@
 enum { X, WEIGHT, BIAS, OPERANDS_WITH_GRADIENT, RESIDUAL = OPERANDS_WITH_GRADIENT, GRAD = OPERANDS_WITH_GRADIENT, PREACTIVATION };
 
 #define PLACE(field) offsetof(struct attn_linear, field)
-#define OPERANDS                                                                   \
-    {.name = "x", .kind = ENGINE_DATA, .core = "..k", .tensor = PLACE(x)},         \
+#define OPERANDS                                                                         \
+    {.name = "x", .kind = ENGINE_DATA, .core = "..k", .tensor = PLACE(x)},               \
         {.name = "weight", .kind = ENGINE_DATA, .core = ".nk", .tensor = PLACE(weight)}, \
-        {.name = "bias", .kind = ENGINE_DATA, .core = "..n", .tensor = PLACE(bias)}
+    {                                                                                    \
+        .name = "bias", .kind = ENGINE_DATA, .core = "..n", .tensor = PLACE(bias)        \
+    }
 
 static const struct engine_function linear = {
     .name = "linear",

@@ -81,7 +81,7 @@ linear_slopes(const struct attn_linear *a, int64_t task, REAL *scratch)
             int64_t n = attn_min(PANEL, a->outputs - column);
             load_row(own, z.data + product_offset(&z, row) + column * z.column, z.column, n, z.type, z.swapped);
             load_row(other, grad.data + product_offset(&grad, row) + column * grad.column, grad.column, n, grad.type, grad.swapped);
-            layers_activate(a->activation, true, own, n);
+            linear_activate(a->activation, true, own, n);
             for (int64_t i = 0; i < n; i += LANES)
                 v_store(own + i, v_load(own + i) * v_load(other + i));
             memcpy((REAL *)a->call.workspace + row * a->outputs + column, own, (size_t)n * sizeof(REAL));

@@ -13,8 +13,8 @@
 #define product_load_turned SUFFIX(product_load_turned)
 #define product_panel SUFFIX(product_panel)
 
-/* Terms in a block: 384 divides the sizes of many models; a panel of it takes 96 KB. */
-enum { PRODUCT_DEPTH = 384, PRODUCT_PANEL_BYTES = 256 };
+/* Terms in a block: 384 divides the sizes of many models; a panel of it takes 96 KB. Rows of A in a task: so much of it stays in L2 beside them. */
+enum { PRODUCT_DEPTH = 384, PRODUCT_PANEL_BYTES = 256, PRODUCT_CHUNK_BYTES = 640 << 10 };
 
 /* Rows of elements: the axes of the rows, walked in C order, and the stride of the columns. Axes that follow on one another are one. */
 struct product_matrix {
@@ -28,12 +28,12 @@ struct product_matrix {
 
 struct product {
     int64_t rows, columns, depth; /* M, N, C */
-    struct product_matrix a;      /* (M, C); across: (C, M) */
-    struct product_matrix b;      /* (N, C), as weights are stored; across: (C, N) */
+    struct product_matrix a; /* (M, C); across: (C, M) */
+    struct product_matrix b; /* (N, C), as weights are stored; across: (C, N) */
     bool a_across, b_across;
-    struct attn_panels panels;    /* in place of b; across: their columns are the terms */
-    struct attn_tensor bias;      /* (N), REALs; NULL: none */
-    bool activated, slope;        /* slope: the result is other f'(C), not f(C) + other */
+    struct attn_panels panels; /* in place of b; across: their columns are the terms */
+    struct attn_tensor bias; /* (N), REALs; NULL: none */
+    bool activated, slope; /* slope: the result is other f'(C), not f(C) + other */
     enum attn_activation_kind activation;
     struct product_matrix other, result; /* (M, N) */
     int64_t step, chunk, group, panel_count; /* the cut */
@@ -98,7 +98,7 @@ product_turn(const REAL *rows, int64_t pitch, int64_t n, int64_t steps, REAL *to
     vreal turned[VECTOR_BYTES / sizeof(REAL)];
     int64_t t = 0;
     for (; n == LANES && t + LANES <= steps; t += LANES) {
-        ATTN_UNROLL
+    ATTN_UNROLL
         for (int i = 0; i < LANES; i++)
             turned[i] = v_loadu(rows + i * pitch + t);
         v_transpose(turned);
@@ -127,7 +127,7 @@ product_few_of(int rows, const REAL *a, int64_t a_row, const REAL *b, int64_t b_
         for (int i = 0; i < LANES; i++) {
             turned[i] = v_loadu(b + i * b_row + t);
             if (t % (64 / (int64_t)sizeof(REAL)) == 0)
-                __builtin_prefetch(b + (LANES + i) * b_row + t, 0, 2);
+                __builtin_prefetch(b + i * b_row + t + 1024 / (int64_t)sizeof(REAL), 0, 3);
         }
         v_transpose(turned);
         ATTN_UNROLL

@@ -46,7 +46,8 @@ product_cut(struct product *p, const struct attn_call *call)
     bool made = !p->panels.data || p->panels.type != (REAL_BITS == 32 ? ATTN_FLOAT32 : ATTN_FLOAT64);
     p->step = call->debug_blocks > 0 ? call->debug_blocks : PRODUCT_DEPTH;
     p->panel_count = (p->columns + PANEL - 1) / PANEL;
-    p->chunk = attn_max(1, attn_min(p->rows, made ? 384 : 192)); /* multiples of a tile's 6 and 12 rows */
+    int64_t rows = attn_min(384, PRODUCT_CHUNK_BYTES / (attn_max(1, p->depth) * (int64_t)sizeof(REAL)) / 12 * 12); /* whole tiles of 6 and 12 */
+    p->chunk = attn_max(1, attn_min(p->rows, attn_max(made ? 192 : 96, rows)));
     int64_t chunks = (p->rows + p->chunk - 1) / p->chunk;
     p->group = product_at(p) ? 1 : attn_max(1, attn_min(4, chunks * p->panel_count / (3 * (int64_t)call->threads)));
 }
@@ -176,7 +177,7 @@ product_finish(const struct product *p, int64_t first, int64_t rows, int64_t pan
         for (int64_t i = 0; i < n && p->bias.data; i += LANES)
             v_store(row + i, v_load(row + i) + v_load(bias + i));
         if (p->activated)
-            layers_activate(p->activation, p->slope, row, n);
+            linear_activate(p->activation, p->slope, row, n);
         for (int64_t i = 0; i < n && other->data; i += LANES) {
             vreal x = n - i < LANES ? v_load_part(besides + i, n - i, (vreal){0}) : v_loadu(besides + i);
             v_store(row + i, p->slope ? v_load(row + i) * x : v_load(row + i) + x);
