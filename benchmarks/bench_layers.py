@@ -1,7 +1,8 @@
-"""Activations, gates, normalisation, and their gradients: bound by memory, so measured beside copies of their own
-arrays."""
+"""Activations, norms, embeddings, cross entropy, and their gradients: bound by memory, so measured beside copies of
+their own arrays."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import peers
@@ -221,6 +222,74 @@ def gated_backward(name, shape, opened):
     return prepare
 
 
+def embedding(V, D, count):
+    def prepare(wanted):
+        table, indices = numbers((V, D)), np.random.default_rng(2).integers(0, V, count)
+        out = np.empty((count, D), np.float32)
+        compared = {"numpy": lambda: table.take(indices, 0)}
+        if "torch" in wanted:
+            compared["torch"] = torch_call(lambda F, t, i: F.embedding(i, t), table, indices)
+        moved, arrays = 2 * out.nbytes, [(out, out.copy())]
+        return measured(lambda: attnpy.embedding(indices, table, out=out), moved, arrays, compared, wanted, "float32")
+
+    return Row("embedding", f"{count} of {V}x{D} float32 out=", prepare)
+
+
+def embedding_backward(V, D, count):
+    def prepare(wanted):
+        grad, indices = numbers((count, D)), np.random.default_rng(2).integers(0, V, count)
+        out = np.empty((V, D), np.float32)
+
+        def numpy():
+            out[...] = 0
+            np.add.at(out, indices, grad)
+            return out
+
+        moved, arrays = grad.nbytes + out.nbytes, [(grad, grad.copy())]
+        given = np.empty_like(out)
+        return measured(
+            lambda: attnpy.embedding_backward(grad, indices, V, out=given), moved, arrays, {"numpy": numpy}, wanted,
+            "float32",
+        )  # fmt: skip
+
+    return Row("embedding_backward", f"{count} of {V}x{D} float32 out=", prepare)
+
+
+def cross_entropy(rows, V):
+    def prepare(wanted):
+        logits, targets = numbers((rows, V)), np.random.default_rng(2).integers(0, V, rows)
+        compared = {}
+        if "torch" in wanted:
+            compared["torch"] = torch_call(lambda F, x, t: F.cross_entropy(x, t), logits, targets)
+        work = measured(
+            lambda: attnpy.cross_entropy(logits, targets), logits.nbytes, [(logits,)], compared, wanted, "float32"
+        )  # fmt: skip
+        return replace(work, yardsticks=("read",))
+
+    return Row("cross_entropy", named((rows, V), "float32"), prepare)
+
+
+def cross_entropy_backward(rows, V):
+    def prepare(wanted):
+        logits, targets = numbers((rows, V)), np.random.default_rng(2).integers(0, V, rows)
+        out, one = np.empty_like(logits), np.float32(1)
+        compared = {}
+        if "torch" in wanted:
+            import torch
+
+            there = torch.from_numpy(targets)
+            compared["torch"] = peers.torch_backward(
+                lambda x: torch.nn.functional.cross_entropy(x, there), [logits], np.ones((), np.float32)
+            )
+        moved, arrays = 2 * logits.nbytes, [(logits, logits.copy())]
+        return measured(
+            lambda: attnpy.cross_entropy_backward(one, logits, targets, out=out), moved, arrays, compared, wanted,
+            "float32",
+        )  # fmt: skip
+
+    return Row("cross_entropy_backward", named((rows, V), "float32", "out="), prepare)
+
+
 def rows():
     tokens = (8192, 1024)
     yield layer_norm(tokens)
@@ -241,3 +310,7 @@ def rows():
     yield geglu((4096, 2048))
     yield swiglu_backward((4096, 2048))
     yield geglu_backward((4096, 2048))
+    yield embedding(50257, 768, 8192)
+    yield embedding_backward(50257, 768, 8192)
+    yield cross_entropy(1024, 50257)
+    yield cross_entropy_backward(1024, 50257)

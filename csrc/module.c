@@ -11,6 +11,8 @@ static const struct family *const families[] = {
     &attn_jvp_family,
     &attn_linear_family,
     &attn_layers_family,
+    &attn_embedding_family,
+    &attn_loss_family,
     &attn_merge_family,
     &attn_merge_backward_family,
     &attn_norm_family,

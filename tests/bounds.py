@@ -27,6 +27,12 @@ from bounds_layers import (  # noqa: F401, called by their names
     swiglu,
     swiglu_backward,
 )
+from bounds_layers_loss import (  # noqa: F401, called by their names
+    cross_entropy,
+    cross_entropy_backward,
+    embedding,
+    embedding_backward,
+)
 from bounds_softmax import (  # noqa: F401, called by their names
     log_softmax,
     log_softmax_backward,

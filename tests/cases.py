@@ -36,6 +36,7 @@ from cases_cache import (
 )
 from cases_layers import LAYERS
 from cases_layers_linear import LINEAR
+from cases_layers_loss import LOSS
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
 from cases_positions_relative import POSITIONS_RELATIVE
 from cases_positions_rotary import POSITIONS_ROTARY
@@ -347,6 +348,7 @@ CASES = {
         keeps_flags=False,
     ),
     **LAYERS,
+    **LOSS,
     # Functions without arrays, or that make no arrays: only what they refuse.
     "KVCache": Row(refused=refusals_cache.CACHE),
     "BlockMask": Row(refused=refusals_masks.BLOCK_MASK),

@@ -127,6 +127,11 @@ SIGNATURES = {
     "relu_backward": "(grad_output, x, *, out=None)",
     "swiglu_backward": "(grad_output, x, gate=None, *, out=None)",
     "geglu_backward": "(grad_output, x, gate=None, *, approximate='none', out=None)",
+    "embedding": "(indices, table, *, out=None)",
+    "embedding_backward": "(grad_output, indices, num_embeddings, *, out=None)",
+    "cross_entropy": "(logits, targets, *, ignore_index=-100, label_smoothing=0.0, reduction='mean', out=None)",
+    "cross_entropy_backward": "(grad_output, logits, targets, *, ignore_index=-100, label_smoothing=0.0, "
+    "reduction='mean', out=None)",
     "get_num_threads": "()",
     "set_num_threads": "(num_threads)",
     "num_threads": "(num_threads)",

@@ -309,10 +309,11 @@ def every_way(name):
     if CASES[name].outs:
         call = calls[0]
         calls += [call.changed(out=laws.outs_like(call(), place)) for place in (np.copy, memory.interleaved)]
-        first = next(iter(call.arrays.values()))
+        over_name = next(k for k, x in call.arrays.items() if x.dtype.kind not in "iu")  # no indices
+        first = call.arrays[over_name]
         buffer = np.zeros(max(x.nbytes for x in (first, *call())), np.uint8)
         over = tuple(np.ndarray(np.shape(x), x.dtype, buffer) if n == 0 else None for n, x in enumerate(call()))
-        calls.append(call.changed(**{next(iter(call.arrays)): np.ndarray(first.shape, first.dtype, buffer)}))
+        calls.append(call.changed(**{over_name: np.ndarray(first.shape, first.dtype, buffer)}))
         calls[-1].arguments["out"] = over if len(over) > 1 else over[0]
     if name in ATTENTION:
         calls.append(calls[0].changed(window_size=(1000, 2000), query=calls[0].arguments["query"].tolist()))

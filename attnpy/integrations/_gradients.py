@@ -370,6 +370,27 @@ def _interpolation(name):
     return forward, gradient, jvp
 
 
+# --- embedding: indices, table, out; cross_entropy: logits, targets, ignore_index, label_smoothing, reduction, out
+
+
+def _embedding(arguments):
+    return (_core.embedding(*arguments),), ()
+
+
+def _embedding_backward(arguments, needed, gradients, places):
+    indices, table, _ = arguments
+    return {1: _core.embedding_backward(gradients[0], indices, len(table), None)}
+
+
+def _cross_entropy(arguments):
+    return (_core.cross_entropy(*arguments),), ()
+
+
+def _cross_entropy_backward(arguments, needed, gradients, places):
+    return {0: _core.cross_entropy_backward(gradients[0], *arguments)}
+
+
+CROSS_ENTROPY = ("logits", "targets", "ignore_index", "label_smoothing", "reduction", "out")
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
     "linear": Rule(
@@ -418,6 +439,12 @@ RULES = {
     "relu": _elements("relu"),
     "swiglu": _gated("swiglu"),
     "geglu": _gated("geglu"),
+    "embedding": Rule(
+        ("indices", "table", "out"), frozenset({"table"}), _embedding, _embedding_backward, needs_results=False
+    ),
+    "cross_entropy": Rule(
+        CROSS_ENTROPY, frozenset({"logits"}), _cross_entropy, _cross_entropy_backward, needs_results=False
+    ),
     "layer_norm": _norm("layer_norm", ("weight", "bias")),
     "rms_norm": _norm("rms_norm", ("weight",)),
     "logsumexp": Rule((*SOFTMAX[:-1], "keepdims", "out"), frozenset({"x"}), _logsumexp, _logsumexp_backward),

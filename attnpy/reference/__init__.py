@@ -28,7 +28,9 @@ from ._layers import (
     swiglu,
     swiglu_backward,
 )
+from ._layers_embedding import embedding, embedding_backward
 from ._layers_linear import LinearGradients, linear, linear_backward
+from ._layers_loss import cross_entropy, cross_entropy_backward
 from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks import BlockMask
 from ._masks_longformer import longformer_attention
@@ -106,4 +108,8 @@ __all__ = [  # noqa: RUF022, by family
     "relu_backward",
     "swiglu_backward",
     "geglu_backward",
+    "embedding",
+    "embedding_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
 ]

@@ -5,6 +5,8 @@
 #include "../kernels/attention_merge_backward.h"
 #include "../kernels/attention_varlen.h"
 #include "../kernels/layers.h"
+#include "../kernels/layers_embedding.h"
+#include "../kernels/layers_loss.h"
 #include "../kernels/layers_linear.h"
 #include "../kernels/layers_norm.h"
 #include "../kernels/positions_learned.h"

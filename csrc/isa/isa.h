@@ -29,6 +29,10 @@ struct attn_kernels {
     const struct attn_kernel *sinusoidal[2];         /* positions_sinusoidal.h: struct attn_sinusoidal; in double for both */
     const struct attn_kernel *add_positions[2];      /* positions_learned.h: struct attn_add_positions, and its gradient */
     const struct attn_kernel *interpolate_positions[2]; /* struct attn_interpolate_positions */
+    const struct attn_kernel *embedding[2];          /* layers_embedding.h: struct attn_embedding */
+    const struct attn_kernel *embedding_backward[2];
+    const struct attn_kernel *cross_entropy[2];      /* layers_loss.h: struct attn_cross_entropy */
+    const struct attn_kernel *cross_entropy_backward[2];
     double (*fma_peak[2])(int64_t rounds);                       /* probe.h */
     double (*tile_ceiling[2])(int64_t head_dim, int64_t rounds); /* probe.h */
     double (*read)(const void *data, int64_t bytes);             /* probe.h */

@@ -17,6 +17,8 @@
 #include "layers.inc.h"
 #include "layers_norm.inc.h"
 #include "layers_norm_backward.inc.h"
+#include "layers_embedding.inc.h"
+#include "layers_loss.inc.h"
 #include "attention_tile.inc.h"
 #include "attention_tiles.inc.h"
 #include "attention_rows.inc.h"
