@@ -19,7 +19,7 @@ def _turned(real, arguments):
         L, D = x.shape[-2:]
         frequencies = given.get("inverse_frequencies")
         if frequencies is None:
-            frequencies = attnpy.reference.rotary_frequencies(D)[0]
+            frequencies = attnpy.rotary_frequencies(D)[0]  # at far positions their last bit counts
         angles = _angles(real, given.pop("positions", np.arange(L)), frequencies)
         given |= {"cos": np.cos(angles), "sin": np.sin(angles)}
     cos, sin = (np.asarray(given[name]).astype(real) for name in ("cos", "sin"))

@@ -93,6 +93,13 @@ SIGNATURES = {
     "interpolate_positions_backward": "(grad_output, length, *, out=None)",
     "interpolate_positions_2d": "(table, from_grid, to_grid, *, num_prefix_tokens=0, out=None)",
     "interpolate_positions_2d_backward": "(grad_output, from_grid, to_grid, *, num_prefix_tokens=0, out=None)",
+    "rotary_frequencies": "(head_dim, base=10000.0, *, scaling=None, sequence_length=None, "
+    "max_position_embeddings=None, rotary_dim=None)",
+    "rotary_tables": "(positions, inverse_frequencies, attention_factor=1.0, *, dtype=<class 'numpy.float32'>)",
+    "rotary_tables_2d": "(rows, columns, inverse_frequencies, attention_factor=1.0, *, dtype=<class 'numpy.float32'>)",
+    "rotary_embedding": "(x, cos=None, sin=None, *, positions=None, inverse_frequencies=None, interleaved=False, "
+    "rotary_dim=None, inverse=False, out=None)",
+    "permute_rotary_weights": "(weight, num_heads, *, to, axis=0, rotary_dim=None)",
     "alibi_slopes": "(num_heads)",
     "alibi_bias": "(slopes, query_length, key_length, *, offset=None, out=None)",
     "relative_position_bucket": "(relative_position, bidirectional=True, num_buckets=32, max_distance=128, *, "
