@@ -11,6 +11,7 @@ import ml_dtypes
 import numerics
 import numpy as np
 import oracle
+from cases_rotary import rotary_tables
 
 import attnpy
 
@@ -170,6 +171,12 @@ OPTIONS = {
     "sinks": lambda rng, b, H, L, S: {"sinks": rng.normal(0, 3, H)},
     "query_lengths": lambda rng, b, H, L, S: {"query_lengths": lengths(rng, b, L)},
     "kv_lengths": lambda rng, b, H, L, S: {"kv_lengths": lengths(rng, b, S)},
+    "rotary": lambda rng, b, H, L, S: {
+        "rotary": rotary_tables(40, 1, np.float64),
+        "rotary_interleaved": True,
+        "query_positions": rng.integers(0, 40, (*b, L)),
+        "key_positions": rng.integers(0, 40, (*b, S)),
+    },
     "dropout": lambda rng, b, H, L, S: {"dropout_p": 0.3, "rng": attnpy.DropoutKey(int(rng.integers(2**62)))},
     "relative": lambda rng, b, H, L, S: {"relative_bias": rng.normal(size=(H, 1, 2 * int(rng.integers(0, S + 3)) + 1))},
     "relative rows": lambda rng, b, H, L, S: {
