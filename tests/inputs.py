@@ -172,7 +172,7 @@ OPTIONS = {
     "query_lengths": lambda rng, b, H, L, S: {"query_lengths": lengths(rng, b, L)},
     "kv_lengths": lambda rng, b, H, L, S: {"kv_lengths": lengths(rng, b, S)},
     "rotary": lambda rng, b, H, L, S: {
-        "rotary": rotary_tables(40, 1, np.float64),
+        "rotary": rotary_tables(40, 1, np.float32),
         "rotary_interleaved": True,
         "query_positions": rng.integers(0, 40, (*b, L)),
         "key_positions": rng.integers(0, 40, (*b, S)),

@@ -36,7 +36,7 @@ def check_options(names, sizes, dtype, batch=(2,)):
     options = options_of(names, rng, batch, H, L, S)
     if options is None:
         return
-    arrays = operands(rng, dtype, batch=batch, H=H, G=G, L=L, S=S, E=E, D=D)
+    arrays = operands(rng, dtype, batch=batch, H=H, G=G, L=L, S=S, E=E + (E == 1 and "rotary" in options), D=D)
     check(*arrays, note=f"{' with '.join(names)}, seed {seed}", **options)
 
 

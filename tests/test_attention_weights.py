@@ -33,7 +33,7 @@ def test_every_option(name, dtype):
         seed = seed_of(name, dtype, L, S)
         rng = np.random.default_rng(seed)
         options = {} if name == "nothing" else options_of((name,), rng, (2,), H, L, S)
-        query, key, _ = operands(rng, TYPES[dtype], H=H, G=G, L=L, S=S, E=E)
+        query, key, _ = operands(rng, TYPES[dtype], H=H, G=G, L=L, S=S, E=E + (E == 1 and "rotary" in options))
         weights, received = check_weights(query, key, note=f"{name}, seed {seed}", **options)
         assert weights.shape == (2, H, L, S) and received.shape == (2, H, S)
         assert weights.dtype == received.dtype == TYPES[dtype]
@@ -47,7 +47,9 @@ def test_every_pair_of_options(pair):
     options = options_of(pair, rng, (2,), H, L, S)
     if options is None:
         return
-    query, key, _ = operands(rng, TYPES[list(TYPES)[seed % 4]], H=H, G=G, L=L, S=S, E=E)
+    query, key, _ = operands(
+        rng, TYPES[list(TYPES)[seed % 4]], H=H, G=G, L=L, S=S, E=E + (E == 1 and "rotary" in options)
+    )
     check_weights(query, key, note=f"{' with '.join(pair)}, seed {seed}", **options)
 
 
