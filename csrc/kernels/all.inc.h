@@ -27,6 +27,7 @@
 #include "attention_source.inc.h"
 #include "attention_terms.inc.h"
 #include "attention_distance.inc.h"
+#include "attention_faint.inc.h"
 #include "attention_dropout.inc.h"
 #include "positions_relative.inc.h"
 #include "attention_forward.inc.h"

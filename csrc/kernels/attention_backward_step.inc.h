@@ -32,13 +32,13 @@ live_lanes(const struct row_block *rows)
 static void
 weigh_segment(const struct attn_attention *a, int64_t batch, struct backward_place *p, const struct key_block *block, const struct segment *s)
 {
-    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], sum[GROUP_VECTORS];
+    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], sum[GROUP_VECTORS], own[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++) {
         top[i] = sum[i] = (vreal){0};
         base[i] = v_load(p->base + s->lane + i * LANES);
     }
     segment_scores(a, batch, p->rows, block, p->w, s, top);
-    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum, own);
 }
 
 /* The gradients that attention_weights_backward was given for a tile, [lane][64] from the first key that the row block may see. Rows of lanes that see

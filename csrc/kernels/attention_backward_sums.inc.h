@@ -103,7 +103,7 @@ prepare_segment(const struct attn_attention_backward *b, int64_t batch, struct b
 {
     REAL *tops = p->rows->top + s->lane, *sums = p->rows->sum + s->lane, *delta = p->delta + s->lane;
     REAL *products = p->gradients + (s->scores - p->w->scores);
-    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay, sum[GROUP_VECTORS], none[GROUP_VECTORS];
+    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay, sum[GROUP_VECTORS], own[GROUP_VECTORS], none[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++) {
         none[i] = (vreal){0};
         top[i] = v_load(tops + i * LANES);
@@ -115,7 +115,7 @@ prepare_segment(const struct attn_attention_backward *b, int64_t batch, struct b
         v_store(delta + i * LANES, v_load(delta + i * LANES) * decay);
         v_store(tops + i * LANES, top[i]);
     }
-    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum, own);
     for (int i = 0; i < s->nv; i++)
         v_store(sums + i * LANES, sum[i]);
     given_gradients(s, p->dropped, none, products);

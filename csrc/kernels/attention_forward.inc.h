@@ -17,6 +17,7 @@
 #define segment_step SUFFIX(segment_step)
 #define softmax_step SUFFIX(softmax_step)
 #define segment_output SUFFIX(segment_output)
+#define value_output SUFFIX(value_output)
 #define attend_segment SUFFIX(attend_segment)
 #define attend SUFFIX(attend)
 #define has_terms SUFFIX(has_terms)
@@ -291,11 +292,25 @@ segment_output(const struct workplace *w, const struct segment *s, const REAL *w
         group_output(s->nv, weights, s->width, first, value_row, s->keys, decay, n, output);
 }
 
+/* The same for values, whose weights are those of the segment; own: the sums of these. */
+static void
+value_output(const struct workplace *w, const struct segment *s, const vreal *own, const REAL *value, int64_t value_row, int keys, int64_t n,
+             enum attn_finite *state, const vreal *decay, REAL *to)
+{
+    struct faint_tile tile;
+    bool faint = is_faint(s->nv, own);
+    if (faint)
+        faint_open(s, own, n, w->staging, &tile);
+    segment_output(w, s, s->scores, value, value_row, keys, n, state, faint ? tile.none : decay, faint ? w->staging : to);
+    if (faint)
+        faint_close(s, &tile, n, w->staging, decay, to);
+}
+
 static void
 attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *rows, struct key_block *block, const struct workplace *w,
                const struct segment *s)
 {
-    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
+    vreal top[GROUP_VECTORS], base[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS], own[GROUP_VECTORS];
     REAL *tops = rows->top + s->lane, *sums = rows->sum + s->lane;
     for (int i = 0; i < s->nv; i++)
         top[i] = v_load(tops + i * LANES);
@@ -305,12 +320,12 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
         sum[i] = v_load(sums + i * LANES) * decay[i];
         v_store(tops + i * LANES, top[i]);
     }
-    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum, own);
     for (int i = 0; i < s->nv; i++)
         v_store(sums + i * LANES, sum[i]);
     if (a->dropout_p > 0)
         drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + w->from + s->from, s->keys);
-    segment_output(w, s, s->scores, block->value, block->value_row, block->keys, a->value_dim, &block->value_state, decay, rows->output);
+    value_output(w, s, own, block->value, block->value_row, block->keys, a->value_dim, &block->value_state, decay, rows->output);
 }
 
 /* One row block attends to one key block. */

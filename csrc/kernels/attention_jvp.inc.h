@@ -29,7 +29,7 @@ attn_jvp_cut(const struct attn_attention *a)
 
 /* The maximum of a segment's lanes moves to `top`: sums so far decay, scores become weights. */
 static void
-tangent_step(struct tangent_rows *r, const struct segment *s, const vreal *top, vreal *decay)
+tangent_step(struct tangent_rows *r, const struct segment *s, const vreal *top, vreal *decay, vreal *own)
 {
     vreal base[GROUP_VECTORS], sum[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++) {
@@ -39,7 +39,7 @@ tangent_step(struct tangent_rows *r, const struct segment *s, const vreal *top, 
         v_store(r->rows.top + lane, top[i]);
         v_store(r->mean + lane, v_load(r->mean + lane) * decay[i]);
     }
-    weights_of(s->nv, s->scores, s->width, s->keys, base, sum);
+    weights_of(s->nv, s->scores, s->width, s->keys, base, sum, own);
     for (int i = 0; i < s->nv; i++)
         v_store(r->rows.sum + s->lane + i * LANES, sum[i]);
 }
@@ -51,7 +51,7 @@ tangent_segment(const struct attn_attention_jvp *j, int64_t batch, struct tangen
     const struct attn_attention *a = &j->forward;
     const struct workplace *w = p->w;
     const bool move = attn_scores_move(j);
-    vreal top[GROUP_VECTORS], decay[GROUP_VECTORS], one[GROUP_VECTORS];
+    vreal top[GROUP_VECTORS], decay[GROUP_VECTORS], own[GROUP_VECTORS], one[GROUP_VECTORS];
     REAL *tangents = p->first + (s->scores - w->scores);
     for (int i = 0; i < s->nv; i++) {
         top[i] = v_load(r->rows.top + s->lane + i * LANES);
@@ -62,7 +62,7 @@ tangent_segment(const struct attn_attention_jvp *j, int64_t batch, struct tangen
         tangent_products(j, batch, r, b, p, s);
     if (changed)
         segment_terms(a, &r->rows, &b->block, w, s, top);
-    tangent_step(r, s, top, decay);
+    tangent_step(r, s, top, decay, own);
     if (move)
         weigh_tangents(s, w->sight == ATTN_PARTIAL ? w->seen : NULL, tangents, r->center + s->lane, r->mean + s->lane);
     if (a->dropout_p > 0) {
@@ -70,7 +70,7 @@ tangent_segment(const struct attn_attention_jvp *j, int64_t batch, struct tangen
         if (move)
             drop_tangents(s, tangents);
     }
-    segment_output(w, s, s->scores, b->block.value, b->block.value_row, b->block.keys, a->value_dim, &b->block.value_state, decay, r->rows.output);
+    value_output(w, s, own, b->block.value, b->block.value_row, b->block.keys, a->value_dim, &b->block.value_state, decay, r->rows.output);
     if (b->value)
         segment_output(w, s, s->scores, b->value, b->value_row, b->block.keys, a->value_dim, &b->value_state, decay, r->output);
     if (move)

@@ -274,7 +274,7 @@ weigh(REAL *score, vreal base)
 
 /* Two sums for each lane, over the even and the odd keys: half the chain, and half its error. */
 ATTN_INLINE void
-weights_by(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum)
+weights_by(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum, vreal *own)
 {
     vreal even[GROUP_VECTORS], odd[GROUP_VECTORS];
     int64_t t = 0;
@@ -292,18 +292,21 @@ weights_by(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base,
         for (int i = 0; i < nv; i++)
             even[i] += weigh(scores + t * width + i * LANES, base[i]);
     ATTN_UNROLL
-    for (int i = 0; i < nv; i++)
-        sum[i] += even[i] + odd[i];
+    for (int i = 0; i < nv; i++) {
+        vreal both = even[i] + odd[i];
+        sum[i] += both;
+        own[i] = both;
+    }
 }
 
-/* Scores become weights 2^(score - base); each lane's sum of them is added to `sum`. */
+/* Scores become weights 2^(score - base); each lane's sum of them is `own`, and is added to `sum`. */
 ATTN_NOINLINE void
-weights_of(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum)
+weights_of(int nv, REAL *scores, int64_t width, int64_t keys, const vreal *base, vreal *sum, vreal *own)
 {
     if (nv == 1)
-        weights_by(1, scores, width, keys, base, sum);
+        weights_by(1, scores, width, keys, base, sum, own);
     else if (nv == 2)
-        weights_by(2, scores, width, keys, base, sum);
+        weights_by(2, scores, width, keys, base, sum, own);
     else
-        weights_by(GROUP_VECTORS, scores, width, keys, base, sum);
+        weights_by(GROUP_VECTORS, scores, width, keys, base, sum, own);
 }

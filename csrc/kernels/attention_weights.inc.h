@@ -112,13 +112,13 @@ tile_weights(struct row_block *rows, REAL *tile, int keys)
 {
     for (int lane = 0; lane < rows->count;) {
         int nv = group_vectors(rows->count, lane);
-        vreal base[GROUP_VECTORS], decay, sum[GROUP_VECTORS];
+        vreal base[GROUP_VECTORS], decay, sum[GROUP_VECTORS], own[GROUP_VECTORS];
         for (int i = 0; i < nv; i++) {
             vreal top = v_load(rows->top + lane + i * LANES);
             softmax_step(top, top, &base[i], &decay);
             sum[i] = v_load(rows->sum + lane + i * LANES);
         }
-        weights_of(nv, tile + lane * ATTN_BLOCK, nv * LANES, keys, base, sum);
+        weights_of(nv, tile + lane * ATTN_BLOCK, nv * LANES, keys, base, sum, own);
         for (int i = 0; i < nv; i++)
             v_store(rows->sum + lane + i * LANES, sum[i]);
         lane += nv * LANES;

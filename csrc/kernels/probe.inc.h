@@ -57,14 +57,14 @@ probe_tile(int64_t head_dim, int64_t rounds)
     for (int64_t i = 0; i < head_dim * WIDTH; i++)
         query[i] = (REAL)(i % 53 - 26) / 64;
     for (int64_t round = 0; round < rounds; round++) {
-        vreal top[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS];
+        vreal top[GROUP_VECTORS], decay[GROUP_VECTORS], sum[GROUP_VECTORS], own[GROUP_VECTORS];
         for (int i = 0; i < GROUP_VECTORS; i++) {
             top[i] = v_splat(-REAL_INFINITY);
             sum[i] = (vreal){0};
             decay[i] = v_splat((REAL)0.5);
         }
         group_scores(GROUP_VECTORS, query, WIDTH, key, head_dim, head_dim, ATTN_BLOCK, NULL, 0, NULL, scores, top);
-        weights_of(GROUP_VECTORS, scores, WIDTH, ATTN_BLOCK, top, sum);
+        weights_of(GROUP_VECTORS, scores, WIDTH, ATTN_BLOCK, top, sum, own);
         group_output(GROUP_VECTORS, scores, WIDTH, key, head_dim, ATTN_BLOCK, decay, head_dim, output);
     }
     return 4.0 * ATTN_BLOCK * WIDTH * (double)head_dim * (double)rounds;
