@@ -65,7 +65,8 @@ CALLS = {
     "attention by distance": (
         lambda q, k, v, table: sdpa(q, k, v, relative_bias=table, softcap=2.0), (QUERY, KEY, VALUE, double(4, 1, 7))),
     "packed attention by distance": (
-        lambda *x: attnpy.varlen_attention(*x[:3], [0, 4, 6], [0, 2, 7], relative_bias=x[3]), (*PACKED, double(4, 6, 5))),
+        lambda *x: attnpy.varlen_attention(*x[:3], [0, 4, 6], [0, 2, 7], relative_bias=x[3]),
+        (*PACKED, double(4, 6, 5))),
     "weights by distance": (
         lambda q, k, table: attnpy.attention_weights(q, k, relative_bias=table), (QUERY, KEY, double(2, 1, 6, 3))),
     "attention with a BlockMask": (lambda *operands: sdpa(*operands, BLOCKS), (QUERY, KEY, VALUE)),
