@@ -98,7 +98,9 @@ def scaled_dot_product_attention_backward(
         dk_j = \mathrm{scale} \sum_i T_{ij} q_i \\
         d\mathrm{bias} &= d\mathrm{attn\_mask} = dS, \qquad
         d\mathrm{sink}_h = -\sum_i \exp(\mathrm{sink}_h - \mathrm{lse}_i)\, \delta_i, \qquad
-        d\mathrm{slope}_h = -\sum_{ij} dS_{ij}\, |i + \mathrm{offset} - j|
+        d\mathrm{slope}_h = -\sum_{ij} dS_{ij}\, |i + \mathrm{offset} - j| \\
+        d\mathrm{relative\_bias}_{hic} &= \sum_j dS_{ij} \quad
+        \text{over the keys with } \mathrm{clip}(j - i - \mathrm{offset}, -K, K) + K = c
 
     The (L, S) arrays P and dS are not formed: they are recomputed in blocks from `lse`. Letters as in
     `scaled_dot_product_attention`.
@@ -171,6 +173,9 @@ def scaled_dot_product_attention_backward(
 
     With `output` and `lse` of attention over many keys, and a part of these keys as `key` and `value`, the result is
     what this part adds to the gradients.
+
+    The gradient of a `relative_bias` with one row for a head takes memory for min(2K + 1, L + S) numbers for each head
+    of each batch element, and for a few blocks of keys a thread.
 
     The same inputs give the same bits for any number of threads, any batch size or position (dropout and operands that
     broadcast over the batch apart), any strides, any `needs`, and with or without `out`.

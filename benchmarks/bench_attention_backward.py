@@ -93,6 +93,21 @@ def dense_bias(case, goal):
     return Row("scaled_dot_product_attention_backward", name, prepare, goal)
 
 
+def by_distance(case, goal):
+    """With the gradient of relative_bias, beside the same call without the bias."""
+
+    def prepare(wanted):
+        made, plain = Backward(case), Backward(dataclasses.replace(case, relative=0))
+
+        def ours():
+            return made(needs=("query", "key", "value", "relative_bias")).query
+
+        return made.work(ours, beside={"plain": lambda: plain()})
+
+    name = f"{case.name}, gradient of relative_bias"
+    return Row("scaled_dot_product_attention_backward", name, prepare, goal)
+
+
 def weights(case, rows=None):
     """Scores again, dS, and two products: three of 2 D operations."""
 
@@ -134,5 +149,7 @@ def rows():
     yield backward(Attention(H=8, L=2048, dtype="float64"), ("fma", 0.70))
     yield backward(Attention(H=8, L=3000))
     yield dense_bias(Attention(H=8, L=1024), ("without", 1 / 1.3))
+    yield by_distance(Attention(H=8, L=2048, relative=128), ("plain", 1 / 1.12))
+    yield by_distance(Attention(H=8, L=2048, relative=2047), ("plain", 1 / 1.12))
     yield weights(Attention(H=12, L=512))
     yield weights(Attention(H=12, L=1024), 64)
