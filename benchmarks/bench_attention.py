@@ -112,6 +112,34 @@ def by_distance(case, goal):
     return Row("scaled_dot_product_attention", case.name, prepare, goal)
 
 
+def rotary(case, goal):
+    """With rotary tables beside the same call without, and beside turning queries and keys first."""
+
+    def prepare(wanted):
+        (query, key, value), keywords = case.operands()[0], case.keywords()
+        tables = [
+            x.astype(np.float32) for x in attnpy.rotary_tables(np.arange(case.S), *attnpy.rotary_frequencies(case.D))
+        ]
+        visible, computed = case.flops()
+
+        def turned_first():
+            turned = (attnpy.rotary_embedding(x, *tables) for x in (query, key))
+            return attnpy.scaled_dot_product_attention(*turned, value, **keywords)
+
+        return Work(
+            ours=lambda: attnpy.scaled_dot_product_attention(query, key, value, **keywords, rotary=tables),
+            flops=visible,
+            computed=computed,
+            head_dim=case.D,
+            beside={
+                "plain": lambda: attnpy.scaled_dot_product_attention(query, key, value, **keywords),
+                "turned first": turned_first,
+            },
+        )
+
+    return Row("scaled_dot_product_attention", f"{case.name} rotary", prepare, goal)
+
+
 def decode(case, goal):
     """One query over caches that are cold: each call takes the next of a gigabyte of them."""
 
@@ -213,6 +241,9 @@ def rows():
     yield by_distance(Attention(H=8, L=2048, relative=128), ("plain", 1 / 1.12))
     yield by_distance(Attention(H=8, L=2048, relative=128, causal=True), ("plain", 1 / 1.12))
     yield by_distance(Attention(H=8, L=2048, relative=2047), ("plain", 1 / 1.12))
+    yield rotary(Attention(H=8, L=2048), ("plain", 1 / 1.05))
+    yield rotary(Attention(H=8, L=2048, causal=True), ("plain", 1 / 1.05))
+    yield rotary(Attention(H=32, shared=8, L=2048, D=128), ("plain", 1 / 1.05))
     yield weights(Attention(H=12, L=512))
     yield weights_of_rows(Attention(H=12, L=1024), 64)
     yield received(Attention(H=12, L=1024, causal=True))

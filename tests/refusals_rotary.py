@@ -18,6 +18,11 @@ ROTARY = [
     ({"rotary": (ones(9), ones(9))}, ValueError, "rotary.*two axes"),
     ({"rotary": (ones(9, 3), ones(9, 3))}, ValueError, "rotary.*columns"),
     ({"rotary": (ones(9, 5), ones(9, 5))}, ValueError, "rotary.*columns"),
+    (
+        {"query": ones(2, 4, 6, 2), "key": ones(2, 2, 7, 2), "rotary": (ones(9, 2), ones(9, 2) * [1, 2])},
+        ValueError,
+        "rotary.*same number|query_tangent",
+    ),
     ({"rotary": (ones(9, 6), ones(9, 6))}, ValueError, "rotary.*columns"),
     ({"rotary": (ones(9, 2, dtype=np.float16), ones(9, 2))}, TypeError, "rotary.*float16"),
     ({"rotary": (ones(9, 2), ones(9, 2, dtype=int))}, TypeError, "rotary.*int64"),

@@ -179,9 +179,9 @@ REFUSED = {
     "merge_attention_backward": refusals.MERGE_BACKWARD,
     "dropout_mask": refusals.DROPOUT_MASK,
     "softmax": refusals_softmax.SOFTMAX,
-    "logsumexp": refusals.LOGSUMEXP,
+    "logsumexp": refusals_softmax.LOGSUMEXP,
     "softmax_backward": refusals_softmax.SOFTMAX_BACKWARD,
-    "logsumexp_backward": refusals.LOGSUMEXP_BACKWARD,
+    "logsumexp_backward": refusals_softmax.LOGSUMEXP_BACKWARD,
 }
 
 

@@ -51,6 +51,7 @@ PACKED = [np.ascontiguousarray(x[0].swapaxes(0, 1)) for x in (QUERY, KEY, VALUE)
 BLOCKS = attnpy.BlockMask.from_dense(np.tri(6, 7, 1, bool))
 KEEP = normal(2, 4, 6, 5) > -0.5
 
+TABLES = np.cos(np.arange(14.0).reshape(7, 2)), np.sin(np.arange(14.0).reshape(7, 2))
 CALLS = {
     "attention": (sdpa, (QUERY, KEY, VALUE)),
     "attention with every operand": (scored(sdpa, *SCORED, **OPTIONS), (QUERY, KEY, VALUE, *SCORED.values())),
@@ -69,6 +70,14 @@ CALLS = {
         (*PACKED, double(4, 6, 5))),
     "weights by distance": (
         lambda q, k, table: attnpy.attention_weights(q, k, relative_bias=table), (QUERY, KEY, double(2, 1, 6, 3))),
+    "attention with rotary positions": (
+        lambda q, k, v: sdpa(q, k, v, rotary=TABLES, query_positions=[5, 0, 3, 3, 1, 6]), (QUERY, KEY, VALUE)),
+    "weights with rotary positions": (
+        lambda q, k: attnpy.attention_weights(q, k, rotary=TABLES, rows=[1, 1, -1], causal_offset=1), (QUERY, KEY)),
+    "received with rotary positions": (
+        lambda q, k: attnpy.attention_received(q, k, rotary=TABLES, rotary_interleaved=True), (QUERY, KEY)),
+    "packed attention with rotary positions": (
+        lambda *x: attnpy.varlen_attention(*x, [0, 4, 6], [0, 2, 7], rotary=TABLES, causal_offset=0), PACKED),
     "attention with a BlockMask": (lambda *operands: sdpa(*operands, BLOCKS), (QUERY, KEY, VALUE)),
     "weights": (scored(attnpy.attention_weights, *SCORED, **OPTIONS), (QUERY, KEY, *SCORED.values())),
     "rows of weights": (lambda *operands: attnpy.attention_weights(*operands, rows=[1, 1, -1]), (QUERY, KEY)),

@@ -126,6 +126,10 @@ def rotations(rotary, interleaved, query_positions, key_positions, position, rea
     if columns % 2 if twice else columns > head_dim // 2:
         raise ValueError(f"rotary has tables of {columns} columns; they may have {head_dim // 2}, or two for each pair")
     if twice:
+        for table in (cos, sin):
+            one, other = (table[:, ::2], table[:, 1::2]) if interleaved else np.split(table, 2, axis=1)
+            if not np.array_equal(one, other, equal_nan=True):
+                raise ValueError("rotary has tables of two columns for each pair, which must hold the same numbers")
         chosen = slice(None, None, 2) if interleaved else slice(0, columns // 2)
         cos, sin = cos[:, chosen], sin[:, chosen]
     seen = reach.any(-1), reach.any(-2)  # (..., 1, L), (..., 1, S)

@@ -1,5 +1,6 @@
 /* attention_rotary.c: the tables by which attention turns queries and keys, and the rows of them that it needs. */
 #include "attention.h"
+#include "positions_rotary.h"
 
 /* As rotary_embedding has it: tables of E columns hold each number twice, others have one column for each pair of features that turns. */
 static bool
@@ -96,7 +97,7 @@ attention_check_angles(const struct attn_attention *a, int64_t batch, int64_t ro
 
 /* The first rows of a table in the type computed in. */
 static bool
-table_tensor(struct engine *e, PyArrayObject *table, int64_t rows, struct attn_tensor *tensor)
+table_tensor(struct engine *e, PyArrayObject *table, int64_t rows, const struct attn_rotary_tables *rotary, struct attn_tensor *tensor)
 {
     struct engine plain = {.batch_ndim = 0};
     PyObject *some = PySequence_GetSlice((PyObject *)table, 0, (Py_ssize_t)rows);
@@ -107,7 +108,7 @@ table_tensor(struct engine *e, PyArrayObject *table, int64_t rows, struct attn_t
         return false;
     engine_tensor(&plain, ".gd", table, tensor);
     e->input[e->inputs++] = table;
-    return true;
+    return PyArray_DIM(table, 1) == rotary->pairs || positions_check_twice("rotary", table, rotary->how != ATTN_ROTATE_HALVES);
 }
 
 bool
@@ -141,7 +142,7 @@ attention_bind_rotary(struct engine *e, PyObject *const *argument, bool (*check)
     rotary->cosine.data = PyArray_BYTES(cosine); /* there is one: for the checks */
     if (!attention_check_positions(e, a) || !check(of, PyArray_DIM(cosine, 0), &needed))
         return false;
-    return table_tensor(e, cosine, needed, &rotary->cosine) && table_tensor(e, sine, needed, &rotary->sine);
+    return table_tensor(e, cosine, needed, rotary, &rotary->cosine) && table_tensor(e, sine, needed, rotary, &rotary->sine);
 }
 
 /* ... of all batch elements. */

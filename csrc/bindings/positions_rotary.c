@@ -1,4 +1,6 @@
 /* positions_rotary.c: rotary_embedding: its tables, and positions that choose rows of them. */
+#include "positions_rotary.h"
+
 #include "families.h"
 
 #include "../kernels/positions_rotary.h"
@@ -74,9 +76,8 @@ bind_columns(PyArrayObject *cosine, PyObject *given, bool interleaved, struct at
     return true;
 }
 
-/* Tables that hold each number twice in the order of the other pairing would turn wrongly without a word: the last row is looked at. */
-static bool
-check_twice(const char *name, PyArrayObject *table, bool interleaved)
+bool
+positions_check_twice(const char *name, PyArrayObject *table, bool interleaved)
 {
     int ndim = PyArray_NDIM(table);
     int64_t columns = PyArray_DIM(table, ndim - 1), rows = PyArray_DIM(table, ndim - 2);
@@ -124,7 +125,7 @@ bind_tables(struct engine *e, PyObject *const *arguments, bool interleaved, stru
         return false;
     *engine_size(e, 'p') = PyArray_DIM(cosine, ndim - 2);
     *engine_size(e, 'c') = PyArray_DIM(cosine, ndim - 1);
-    return (!wide || (check_twice("cos", cosine, interleaved) && check_twice("sin", sine, interleaved))) &&
+    return (!wide || (positions_check_twice("cos", cosine, interleaved) && positions_check_twice("sin", sine, interleaved))) &&
            engine_broadcast(e, &of[COSINE], cosine, &a->cosine) && engine_broadcast(e, &of[SINE], sine, &a->sine);
 }
 
