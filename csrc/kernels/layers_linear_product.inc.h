@@ -15,6 +15,7 @@
 #define product_rows_by_2 SUFFIX(product_rows_by_2)
 #define product_rows_by_4 SUFFIX(product_rows_by_4)
 #define product_rows SUFFIX(product_rows)
+#define product_store SUFFIX(product_store)
 #define product_finish SUFFIX(product_finish)
 #define product_turned SUFFIX(product_turned)
 #define product_step SUFFIX(product_step)
@@ -151,6 +152,24 @@ product_rows(int64_t columns, int64_t rows, const REAL *a, int64_t a_row, int64_
         product_rows_by_1(rows, a, a_row, a_step, b + i * LANES, steps, first, sums + i * LANES, ahead);
 }
 
+/* The most frequent end of all: whole panels, a bias or none, stored where they belong. */
+ATTN_INLINE void
+product_store(const struct product *p, int64_t first, int64_t rows, int64_t column, const REAL *sums, const REAL *bias)
+{
+    vreal more[PRODUCT_PANEL_BYTES / VECTOR_BYTES];
+    ATTN_UNROLL
+    for (int i = 0; i < PRODUCT_PANEL_BYTES / VECTOR_BYTES; i++)
+        more[i] = bias ? v_load(bias + i * LANES) : (vreal){0};
+    for (int64_t r = 0; r < rows; r++) {
+        REAL *to = (REAL *)(p->result.data + product_offset(&p->result, first + r)) + column;
+        ATTN_UNROLL
+        for (int i = 0; i < PRODUCT_PANEL_BYTES / VECTOR_BYTES; i++) {
+            vreal sum = v_load(sums + r * PANEL + i * LANES);
+            v_storeu(to + i * LANES, bias ? (vreal)(sum + more[i]) : sum);
+        }
+    }
+}
+
 /* One panel's columns of rows first ... of the result: scale, bias, activation, other, rounding. */
 static void
 product_finish(const struct product *p, int64_t first, int64_t rows, int64_t panel, REAL *sums, REAL *room)
@@ -164,6 +183,13 @@ product_finish(const struct product *p, int64_t first, int64_t rows, int64_t pan
         load_row(bias, p->bias.data + column * p->bias.column, p->bias.column, n, p->bias.type, false);
     if (scaled)
         load_row(scale, (const char *)(p->panels.scale + column), sizeof(float), n, ATTN_FLOAT32, false);
+    if (n == PANEL && result->direct && !scaled && !p->activated && !other->data) {
+        if (p->bias.data)
+            product_store(p, first, rows, column, sums, bias);
+        else
+            product_store(p, first, rows, column, sums, NULL);
+        return;
+    }
     for (int64_t r = 0; r < rows; r++) {
         REAL *row = sums + r * PANEL;
         char *to = result->data + product_offset(result, first + r) + column * result->column;
