@@ -144,3 +144,56 @@ def test_gradient_through_autograd():
     weights = np.random.default_rng(1).normal(size=(3, 1, 2 * 91 + 1))
     grad = autograd.grad(lambda t: (attnpy.t5_relative_bias(t, 200, 200) * weights).sum())(table)
     np.testing.assert_array_equal(grad, attnpy.t5_relative_bias_backward(weights, table, 200, 200))
+
+
+# --- in attention
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "T5", "T5, causal"])
+def test_a_decoding_step_is_a_row_of_prefill(scheme):
+    """Whatever the length of the query: positions count from the end of the keys, or from an offset."""
+    rng, total = np.random.default_rng(0), 150
+    query, key, value = rng.normal(size=(3, 4, total, 8))
+    table, slopes = rng.normal(size=(32, 4)), attnpy.alibi_slopes(4)
+
+    def attend(query, keys, offset=None):
+        given = {"is_causal": True, "causal_offset": offset}
+        if scheme == "alibi":
+            given["alibi_slopes"] = slopes
+        else:
+            given["relative_bias"] = attnpy.t5_relative_bias(
+                table, query.shape[1], keys, offset=offset, bidirectional=scheme == "T5"
+            )
+        return attnpy.scaled_dot_product_attention(query, key[:, :keys], value[:, :keys], **given)
+
+    whole = attend(query, total)
+    for step in (0, 1, 63, 64, 90, 91, 92, total - 1):
+        one = attend(query[:, step : step + 1], step + 1)
+        np.testing.assert_allclose(one, whole[:, step : step + 1], rtol=1e-12, atol=1e-13)
+        with_offset = attend(query[:, step : step + 1], total, offset=step)
+        np.testing.assert_allclose(with_offset, whole[:, step : step + 1], rtol=1e-12, atol=1e-13)
+
+
+def test_gradient_of_t5_table_through_attention():
+    """The compact bias and its gradient, against the dense bias of all pairs and its."""
+    rng, L, S = np.random.default_rng(0), 100, 140
+    query, grad = rng.normal(size=(2, 2, 4, L, 8))
+    key, value = rng.normal(size=(2, 2, 4, S, 8))
+    table = rng.normal(size=(32, 4))
+    buckets = attnpy.relative_position_bucket(np.arange(S) - np.arange(L)[:, None] - (S - L))
+    gradients = {}
+    for name, bias in {
+        "relative_bias": attnpy.t5_relative_bias(table, L, S), "bias": table[buckets].transpose(2, 0, 1)
+    }.items():  # fmt: skip
+        output, lse = attnpy.scaled_dot_product_attention(query, key, value, **{name: bias}, return_lse=True)
+        found = attnpy.scaled_dot_product_attention_backward(
+            grad, query, key, value, output, lse, **{name: bias}, needs=("query", "key", "value", name)
+        )
+        gradients[name] = found
+    compact, dense = gradients["relative_bias"], gradients["bias"]
+    for name in ("query", "key", "value"):
+        np.testing.assert_allclose(getattr(compact, name), getattr(dense, name), rtol=1e-9, atol=1e-12)
+    wanted = np.zeros(table.shape)
+    np.add.at(wanted, buckets, dense.bias.transpose(1, 2, 0))
+    back = attnpy.t5_relative_bias_backward(compact.relative_bias, table, L, S)
+    np.testing.assert_allclose(back, wanted, rtol=1e-9, atol=1e-11)

@@ -73,3 +73,40 @@ def test_gradient_of_the_table():
     distance = torch.arange(150) - torch.arange(150)[:, None]
     (bias[:, 0, distance.clip(-K, K) + K] * gradient).sum().backward()
     torch.testing.assert_close(table.grad, weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_attention_of_t5(part):
+    """The first layer of a random model, all of it: projections, unscaled scores, the bias, the causal mask."""
+    attention, length = getattr(t5(), part).block[0].layer[0].SelfAttention, 90
+    hidden = torch.randn(2, length, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, length, length)
+    if part == "decoder":
+        mask += torch.full((length, length), -torch.inf).triu(1)
+    with torch.no_grad():
+        theirs = attention(hidden, mask=mask)[0]
+        query, key, value = (
+            project(hidden).unflatten(-1, (3, 4)).transpose(1, 2) for project in (attention.q, attention.k, attention.v)
+        )
+        table = attention.relative_attention_bias.weight
+        bias = attnpy.t5_relative_bias(table, length, length, bidirectional=part == "encoder")
+        ours = attnpy.scaled_dot_product_attention(
+            query, key, value, scale=1.0, relative_bias=bias, is_causal=part == "decoder"
+        )
+        ours = attention.o(ours.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [3, 8])
+def test_attention_of_bloom(heads):
+    """A random model's scores, whose ALiBi has no distances but the keys' positions: the softmax does not see it."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    query, key, value = torch.randn(3, 2, heads, 70, 8, generator=torch.Generator().manual_seed(0))
+    alibi = build_alibi_tensor(torch.ones(2, 70), heads, torch.float32).reshape(2, heads, 1, 70)
+    hidden = torch.full((70, 70), -torch.inf).triu(1)
+    theirs = (query @ key.mT / 8**0.5 + alibi + hidden).softmax(-1) @ value
+    ours = attnpy.scaled_dot_product_attention(
+        query, key, value, is_causal=True, alibi_slopes=attnpy.alibi_slopes(heads)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
