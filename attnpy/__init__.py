@@ -41,7 +41,6 @@ from ._layers_loss import cross_entropy, cross_entropy_backward
 from ._layers_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from ._masks_longformer import longformer_attention
 from ._positions_alibi import alibi_bias, alibi_slopes
-from ._positions_frequencies import rotary_frequencies
 from ._positions_learned import (
     add_positions,
     add_positions_backward,
@@ -60,6 +59,7 @@ from ._threads import get_num_threads, num_threads, set_num_threads, show_config
 if TYPE_CHECKING:  # load when first used
     from ._attention_cache import KVCache, attention_with_cache, paged_attention
     from ._masks import BlockMask
+    from ._positions_frequencies import rotary_frequencies
 
 __version__ = "0.1.0"
 
@@ -157,6 +157,8 @@ def __getattr__(name):
         return import_module("attnpy._masks").BlockMask
     if name in ("KVCache", "attention_with_cache", "paged_attention"):
         return getattr(import_module("attnpy._attention_cache"), name)
+    if name == "rotary_frequencies":
+        return import_module("attnpy._positions_frequencies").rotary_frequencies
     raise AttributeError(f"module 'attnpy' has no attribute {name!r}")
 
 

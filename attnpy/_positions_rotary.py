@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._native import core as _core
-from ._positions_frequencies import rotary_frequencies
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -118,6 +117,8 @@ def _own_tables(x, cos, sin, positions, inverse_frequencies, rotary_dim):
     if len(shape) < 2:
         raise ValueError(f"x has shape {shape}; it must have at least 2 axes")
     if inverse_frequencies is None:
+        from ._positions_frequencies import rotary_frequencies  # takes time to import, and is seldom asked for here
+
         frequencies, _ = rotary_frequencies(shape[-1], rotary_dim=rotary_dim)
     else:
         frequencies = _real("inverse_frequencies", inverse_frequencies)

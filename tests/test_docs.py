@@ -23,6 +23,7 @@ METHODS = [  # constructors, and other methods with a name
 ]
 ORDER = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References", "Examples"]
 MATHS = {"attention_received", "attention_weights", "dropout_mask", "log_softmax", "logsumexp", "merge_attention"}
+MATHS |= {"rotary_embedding", "rotary_frequencies", "rotary_tables", "rotary_tables_2d"}
 MATHS |= {"linear", "linear_backward", "PackedWeight"}
 MATHS |= {"BlockMask", "attention_with_cache", "paged_attention"}
 MATHS |= {"scaled_dot_product_attention", "softmax", "scaled_dot_product_attention_jvp"}

@@ -50,6 +50,7 @@ PARTS = [double(2, 5, 3, seed=n) for n in range(3)], [double(2, 5, seed=n) for n
 PACKED = [np.ascontiguousarray(x[0].swapaxes(0, 1)) for x in (QUERY, KEY, VALUE)]
 BLOCKS = attnpy.BlockMask.from_dense(np.tri(6, 7, 1, bool))
 KEEP = normal(2, 4, 6, 5) > -0.5
+ANGLES = attnpy.rotary_tables(2, [1.0, 0.5], dtype=np.float64)
 
 TABLES = np.cos(np.arange(14.0).reshape(7, 2)), np.sin(np.arange(14.0).reshape(7, 2))
 CALLS = {
@@ -87,6 +88,9 @@ CALLS = {
         lambda *operands: attnpy.merge_attention(operands[:3], operands[3:]), (*PARTS[0], *PARTS[1])),
     "merge of stacks": (attnpy.merge_attention, (np.stack(PARTS[0]), np.stack(PARTS[1]))),
     "T5's bias": (lambda table: attnpy.t5_relative_bias(table, 20, 30), (double(32, 3),)),
+    "rotary embedding": (
+        lambda x: attnpy.rotary_embedding(x, *ANGLES, positions=[[1], [0]], interleaved=True, inverse=True), (QUERY,)),
+    "rotary embedding without tables": (lambda x: attnpy.rotary_embedding(x, rotary_dim=2), (QUERY,)),
     "softmax": (lambda x: attnpy.softmax(x, (0, 2)), (QUERY,)),
     "softmax where": (lambda x: attnpy.softmax(x, where=KEEP), (QUERY,)),
     "log_softmax": (attnpy.log_softmax, (QUERY,)),
@@ -94,7 +98,7 @@ CALLS = {
     "logsumexp of all": (lambda x: attnpy.logsumexp(x, None), (QUERY,)),
     "logsumexp keepdims": (lambda x: attnpy.logsumexp(x, 1, keepdims=True), (QUERY,)),
 }  # fmt: skip
-FORWARD = [name for name in CALLS if name.split()[0] in ("attention", "softmax", "T5's")]
+FORWARD = [name for name in CALLS if name.split()[0] in ("attention", "rotary", "softmax", "T5's")]
 
 
 def without_slopes(name):

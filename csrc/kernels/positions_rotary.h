@@ -7,7 +7,7 @@
  *            (0 where broadcast);  positions (B.., 1, L), int64, native, each 0 ... P - 1, or NULL: token i is at position i
  * Returns    y (B.., H, L, E), features from rotary_dim on copied; may be x itself (same strides), else overlaps no input
  * Special    NaN and infinities reach the other feature of their pair as well, and no other. cos = 1, sin = 0 changes no finite number but the sign of zeros
- * Accuracy   u (|x_first cos| + 2 |x_second sin|), likewise the second; u_half |y| more where y is a half type
+ * Accuracy   2 u (|x_first cos| + |x_second sin|), likewise the second of a pair; half a unit more where y is a half type
  * Source     Su et al. 2021 (arXiv 2104.09864), equation 34. */
 #ifndef ATTN_POSITIONS_ROTARY_H
 #define ATTN_POSITIONS_ROTARY_H

@@ -56,6 +56,8 @@ v_load_stored(const char *p, int64_t count, enum attn_type type)
         }
         return type == ATTN_FLOAT16 ? v_load_f16(p) : v_load_bf16(p);
     }
+#else
+    (void)type;
 #endif
     return count < LANES ? v_load_part((const REAL *)p, count, (vreal){0}) : v_loadu((const REAL *)p);
 }
@@ -76,6 +78,8 @@ v_store_stored(char *p, int64_t count, vreal x, enum attn_type type)
             memcpy(p, &part, (size_t)count * sizeof part[0]);
         return;
     }
+#else
+    (void)type;
 #endif
     if (count < LANES)
         v_store_part((REAL *)p, count, x);
