@@ -23,8 +23,7 @@ POISON = {"NaN": np.nan, "-NaN": -np.nan, "inf": np.inf, "-inf": -np.inf, "huge"
 # Of fenv.h: the flags but for "inexact", and rounding towards zero.
 FE_INVALID_DIVIDE_OVERFLOW_UNDERFLOW = 0x1D if X86 else 0x0F
 FE_TOWARDZERO = 0xC00 if X86 else 0xC00000
-ELEMENTS_AND_ROWS = {"layer_norm", "rms_norm", "swiglu", "geglu", "swiglu_backward", "geglu_backward"}
-ELEMENTS_AND_ROWS |= {f"{name}{suffix}" for name in ("gelu", "silu", "relu") for suffix in ("", "_backward")}
+ACTIVATIONS = ("gelu", "silu", "relu", "swiglu", "geglu")
 OFFSETS = (0, 8, 64, -8)  # bytes between an input and the out= that overlaps it
 
 
@@ -263,7 +262,7 @@ def _core_axes(call, name):
         return {"x": 3, "cos": 2, "sin": 2, "positions": 1}.get(name, call.arguments[name].ndim)
     if call.function.startswith(("add_positions", "interpolate_positions")):
         return 0 if name == "offset" else 2
-    if call.function in ELEMENTS_AND_ROWS:
+    if call.function.removesuffix("_backward") in (*ACTIVATIONS, "layer_norm", "rms_norm"):
         return call.arguments[name].ndim if name in ("weight", "bias") else 1
     if name in ("x", "where", "slopes", "positions", "residual"):
         return 1

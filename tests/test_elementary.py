@@ -29,6 +29,8 @@ BOUND = {
     "exp": {"baseline": 0.99, "fused": 1.02},
     "log": {"baseline": 0.84, "fused": 0.84},
     "tanh": {"baseline": 1.10, "fused": 0.94},
+    "upper_tail": {"baseline": 5.0, "fused": 4.5},
+    "logistic": {"baseline": 2.8, "fused": 2.8},
 }
 
 
@@ -46,9 +48,22 @@ def weight(x, real=np.float64):
     return np.where(x < (-126 if real == np.float64 else -1022), 0, np.exp2(x))
 
 
+def upper_tail(x):
+    """P(N > x), as the kernels have it in float64: test_float64 holds that to mpmath."""
+    return elementary("upper_tail", x)
+
+
+def logistic(x):
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
+
+
 FUNCTIONS = {"exp2": np.exp2, "exp2_weight": weight, "exp": np.exp, "log": np.log, "tanh": np.tanh}
+FUNCTIONS |= {"upper_tail": upper_tail, "logistic": logistic}
 EXACT = {"exp2": lambda x: mpmath.power(2, x), "exp": mpmath.exp, "log": mpmath.log, "tanh": mpmath.tanh}
 EXACT["exp2_weight"] = EXACT["exp2"]
+EXACT["upper_tail"] = lambda x: mpmath.erfc(x / mpmath.sqrt(2)) / 2
+EXACT["logistic"] = lambda x: 1 / (1 + mpmath.exp(-x))
 
 
 def ulps(got, exact):
@@ -62,6 +77,8 @@ def ulps(got, exact):
 def check_float32(name, x):
     if name == "exp2_weight":
         x = x[~(x > 0)]
+    if name == "upper_tail":
+        x = x[~(x < 0)]
     got = elementary(name, x)
     with np.errstate(all="ignore"):
         exact = FUNCTIONS[name](x.astype(np.float64))
@@ -100,7 +117,13 @@ def points(name):
     if name == "log":
         spread = [np.exp2(rng.uniform(-1022, 1024, 1500)), np.ldexp(rng.integers(1, 1 << 52, 300), -1074)]
         return np.concatenate([*spread, rng.uniform(0.5, 2, 1500), [5e-324, 1.0, np.finfo(np.float64).max]])
-    low, high = {"exp2": (-1076, 1024), "exp2_weight": (-1022, 0), "exp": (-746, 709.78)}.get(name, (-20, 20))
+    low, high = {
+        "exp2": (-1076, 1024),
+        "exp2_weight": (-1022, 0),
+        "exp": (-746, 709.78),
+        "upper_tail": (0, 37),
+        "logistic": (-700, 40),
+    }.get(name, (-20, 20))
     near = np.arange(np.ceil(low), high, max(1, (high - low) // 200))
     x = [rng.uniform(low, high, 1500), rng.uniform(-2, min(2, high), 1500), near, np.nextafter(near, 0)]
     x += [-(10.0 ** rng.uniform(-320, 0, 300)), 10.0 ** rng.uniform(-320, 0, 300)]

@@ -9,6 +9,7 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd.test_util import check_grads
+from calls_layers import LAYERS
 from small import normal, same
 from test_engine_memory import blocks_after
 
@@ -91,6 +92,7 @@ CALLS = {
     "rotary embedding": (
         lambda x: attnpy.rotary_embedding(x, *ANGLES, positions=[[1], [0]], interleaved=True, inverse=True), (QUERY,)),
     "rotary embedding without tables": (lambda x: attnpy.rotary_embedding(x, rotary_dim=2), (QUERY,)),
+    **LAYERS,
     "softmax": (lambda x: attnpy.softmax(x, (0, 2)), (QUERY,)),
     "softmax where": (lambda x: attnpy.softmax(x, where=KEEP), (QUERY,)),
     "log_softmax": (attnpy.log_softmax, (QUERY,)),

@@ -4,39 +4,25 @@ A rule speaks of ndarrays only. Its functions take the arguments of a call by po
 stands in a sequence; a place is an index into them.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 
 import attnpy
 
 from .._native import core as _core
-
-
-class Rule(NamedTuple):
-    names: tuple  # of the arguments; the last is out
-    operands: frozenset  # the names of those that are differentiated
-    forward: Callable  # arguments → (results, what the gradients need besides them)
-    backward: Callable  # (arguments, needed, gradients of the results or None, places) → {place: gradient}
-    jvp: Callable | None = None  # (arguments, needed, {place: tangent}) → tangents of the results
-    needs_results: bool = True  # `needed` begins with the results
-    sequences: int = 0  # so many arguments, the first ones, are sequences of operands
-
-    def spread(self, arguments):
-        """The arguments and their names."""
-        if not self.sequences:
-            return list(arguments), self.names
-        spread, names = [], []
-        for name, parts in zip(self.names[: self.sequences], arguments):
-            parts = list(parts)
-            spread += parts
-            names += [f"{name}[{i}]" for i in range(len(parts))]
-        return [*spread, *arguments[self.sequences :]], [*names, *self.names[self.sequences :]]
-
-    def differentiates(self, name):
-        return name in self.operands or (self.sequences > 0 and name.partition("[")[0] in self.operands)
-
+from ._gradients_layers import (
+    CROSS_ENTROPY,
+    LINEAR,
+    cross_entropy,
+    cross_entropy_backward,
+    elements,
+    embedding,
+    embedding_backward,
+    gated,
+    linear,
+    linear_backward,
+    norm,
+)
+from ._rule import Rule, or_zeros
 
 ROTARY = ("rotary_cos", "rotary_sin", "rotary_interleaved", "query_positions", "key_positions")
 POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths",
@@ -61,10 +47,6 @@ def _by_place(names, found):
     return {names.index(name): gradient for name, gradient in zip(GRADIENTS, found) if gradient is not None}
 
 
-def _or_zeros(gradient, result):
-    return np.broadcast_to(np.zeros((), result.dtype), result.shape) if gradient is None else gradient
-
-
 # --- attention
 
 
@@ -77,7 +59,7 @@ def _attention_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
     found = _core.scaled_dot_product_attention_backward(
-        _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse,
+        or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse,
         _needs(ATTENTION, places), None,
     )  # fmt: skip
     return _by_place(ATTENTION, found)
@@ -140,7 +122,7 @@ def _varlen_backward(arguments, needed, gradients, places):
     output, lse = needed
     grad_output, grad_lse = gradients if arguments[-2] else (*gradients, None)
     found = _core.varlen_attention_backward(
-        _or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse, _needs(VARLEN, places),
+        or_zeros(grad_output, output), *arguments[:3], output, lse, *arguments[3:-2], grad_lse, _needs(VARLEN, places),
         None,
     )  # fmt: skip
     return _by_place(VARLEN, found)
@@ -162,7 +144,7 @@ def _merge(arguments):
 def _merge_backward(arguments, needed, gradients, places):
     output, lse = needed
     found = attnpy.merge_attention_backward(
-        _or_zeros(gradients[0], output), *_merge_parts(arguments), output, lse, grad_lse=gradients[1]
+        or_zeros(gradients[0], output), *_merge_parts(arguments), output, lse, grad_lse=gradients[1]
     )
     gradients = [*found[0], *found[1]]
     return {place: gradients[place] for place in places}
@@ -241,96 +223,6 @@ def _rotary_jvp(arguments, needed, tangents):
 ROTARY_EMBEDDING = ("x", "cos", "sin", "positions", "interleaved", "rotary_dim", "inverse", "out")
 
 
-# --- layers: x, weight, bias, activation, residual, out
-
-
-def _linear(arguments):
-    return (_core.linear(*arguments),), ()
-
-
-def _linear_backward(arguments, needed, gradients, places):
-    x, weight, bias, activation, residual, _ = arguments
-    needs = [name for name in LINEAR[:3] if LINEAR.index(name) in places]
-    found = attnpy.linear_backward(gradients[0], x, weight, bias, activation=activation, needs=needs)
-    found = {LINEAR.index(name): getattr(found, name) for name in needs}
-    if LINEAR.index("residual") in places:
-        found[LINEAR.index("residual")] = _summed(gradients[0], residual)
-    return found
-
-
-def _summed(gradient, operand):
-    """The gradient of an operand that broadcast: summed over the places that each of its elements had."""
-    shape, real = np.shape(operand), np.asarray(operand).dtype
-    wide = np.float32 if real.itemsize == 2 else real
-    gradient = np.ascontiguousarray(gradient).reshape(-1, *np.shape(gradient)[np.ndim(gradient) - len(shape) :])
-    axes = (0, *(n + 1 for n, size in enumerate(shape) if size == 1))
-    return gradient.astype(wide, copy=False).sum(axes, dtype=wide).reshape(shape).astype(real, copy=False)
-
-
-# --- activations: x, (approximate,) out, or x, gate, (approximate,) out
-
-
-def _elements(name):
-    """The rule of a function of single elements."""
-    given = ("approximate",) if name.startswith("ge") else ()
-
-    def forward(arguments):
-        return (getattr(_core, name)(*arguments),), ()
-
-    def backward(arguments, needed, gradients, places):
-        return {0: getattr(_core, f"{name}_backward")(gradients[0], *arguments)}
-
-    return Rule(("x", *given, "out"), frozenset({"x"}), forward, backward, needs_results=False)
-
-
-def _gated(name):
-    """The rule of a gate. The gradients of operands that were broadcast are sums."""
-    given = ("approximate",) if name.startswith("ge") else ()
-
-    def forward(arguments):
-        return (getattr(_core, name)(*arguments),), ()
-
-    def backward(arguments, needed, gradients, places):
-        x, gate, *others = arguments
-        function = getattr(_core, f"{name}_backward")
-        if gate is None:
-            return {0: function(gradients[0], x, None, *others)}
-        found = function(gradients[0], *np.broadcast_arrays(x, gate), *others)
-        return {place: _summed(found[place], arguments[place]) for place in places}
-
-    return Rule(("x", "gate", *given, "out"), frozenset({"x", "gate"}), forward, backward, needs_results=False)
-
-
-# --- normalisation: x, weight, (bias,) axis, eps, residual, return_sum, out
-
-
-def _norm(name, rows):
-    """The rule of a norm with these operands of one row. It keeps what was normalised."""
-    names = ("x", *rows, "axis", "eps", "residual", "return_sum", "out")
-
-    def forward(arguments):
-        return_sum = arguments[-2]
-        if return_sum or arguments[-3] is not None:
-            y, total = getattr(_core, name)(*arguments[:-2], True, None)
-        else:
-            y, total = getattr(_core, name)(*arguments), arguments[0]
-        return ((y, total), ()) if return_sum else ((y,), (total,))
-
-    def backward(arguments, needed, gradients, places):
-        y, total = needed
-        x, weight = arguments[:2]
-        axis, eps, residual, return_sum, _ = arguments[-5:]
-        grad_y, grad_sum = gradients if return_sum else (*gradients, None)
-        found = getattr(_core, f"{name}_backward")(
-            _or_zeros(grad_y, y), total, weight, axis, eps, grad_sum, None
-        )  # fmt: skip
-        by_name = {"x": found[0], "residual": found[0], **dict(zip(rows, found[1:]))}
-        return {place: by_name[names[place]].astype(np.asarray(arguments[place]).dtype, copy=False) for place in places}
-
-    return Rule(names, frozenset({"x", "residual", *rows}), forward, backward)
-
-
-LINEAR = ("x", "weight", "bias", "activation", "residual", "out")
 # --- positions: learned tables, all linear
 
 
@@ -370,31 +262,10 @@ def _interpolation(name):
     return forward, gradient, jvp
 
 
-# --- embedding: indices, table, out; cross_entropy: logits, targets, ignore_index, label_smoothing, reduction, out
-
-
-def _embedding(arguments):
-    return (_core.embedding(*arguments),), ()
-
-
-def _embedding_backward(arguments, needed, gradients, places):
-    indices, table, _ = arguments
-    return {1: _core.embedding_backward(gradients[0], indices, len(table), None)}
-
-
-def _cross_entropy(arguments):
-    return (_core.cross_entropy(*arguments),), ()
-
-
-def _cross_entropy_backward(arguments, needed, gradients, places):
-    return {0: _core.cross_entropy_backward(gradients[0], *arguments)}
-
-
-CROSS_ENTROPY = ("logits", "targets", "ignore_index", "label_smoothing", "reduction", "out")
 SOFTMAX = ("x", "axis", "where", "out")
 RULES = {
     "linear": Rule(
-        LINEAR, frozenset({"x", "weight", "bias", "residual"}), _linear, _linear_backward, needs_results=False
+        LINEAR, frozenset({"x", "weight", "bias", "residual"}), linear, linear_backward, needs_results=False
     ),
     "scaled_dot_product_attention": Rule(
         ATTENTION, frozenset(GRADIENTS), _attention, _attention_backward, _attention_jvp
@@ -434,18 +305,18 @@ RULES = {
     ),
     "softmax": Rule(SOFTMAX, frozenset({"x"}), _softmax, _softmax_backward, _softmax_jvp),
     "log_softmax": Rule(SOFTMAX, frozenset({"x"}), _log_softmax, _log_softmax_backward),
-    "gelu": _elements("gelu"),
-    "silu": _elements("silu"),
-    "relu": _elements("relu"),
-    "swiglu": _gated("swiglu"),
-    "geglu": _gated("geglu"),
+    "gelu": elements("gelu"),
+    "silu": elements("silu"),
+    "relu": elements("relu"),
+    "swiglu": gated("swiglu"),
+    "geglu": gated("geglu"),
     "embedding": Rule(
-        ("indices", "table", "out"), frozenset({"table"}), _embedding, _embedding_backward, needs_results=False
+        ("indices", "table", "out"), frozenset({"table"}), embedding, embedding_backward, needs_results=False
     ),
     "cross_entropy": Rule(
-        CROSS_ENTROPY, frozenset({"logits"}), _cross_entropy, _cross_entropy_backward, needs_results=False
+        CROSS_ENTROPY, frozenset({"logits"}), cross_entropy, cross_entropy_backward, needs_results=False
     ),
-    "layer_norm": _norm("layer_norm", ("weight", "bias")),
-    "rms_norm": _norm("rms_norm", ("weight",)),
+    "layer_norm": norm("layer_norm", ("weight", "bias")),
+    "rms_norm": norm("rms_norm", ("weight",)),
     "logsumexp": Rule((*SOFTMAX[:-1], "keepdims", "out"), frozenset({"x"}), _logsumexp, _logsumexp_backward),
 }

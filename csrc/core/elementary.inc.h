@@ -6,6 +6,7 @@
 #ifndef ATTN_ELEMENTARY_NAMES
 #define ATTN_ELEMENTARY_NAMES
 #define vbits SUFFIX(vbits)
+#define v_fused SUFFIX(v_fused)
 #define v_polynomial SUFFIX(v_polynomial)
 #define v_power2 SUFFIX(v_power2)
 #define v_times_power2 SUFFIX(v_times_power2)
@@ -46,6 +47,27 @@ typedef uint32_t vbits __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define REAL_FRACTION_BITS 0xfffffffffffffu
 typedef uint64_t vbits __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #endif
+
+/* a b + c with one rounding, where the level has it. */
+ATTN_INLINE vreal
+v_fused(vreal a, vreal b, vreal c)
+{
+#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
+    return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined ATTN_ISA_AVX512
+    return (vreal)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
+    return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined ATTN_ISA_AVX2
+    return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined __FP_FAST_FMA && defined __FP_FAST_FMAF
+    for (int i = 0; i < LANES; i++)
+        a[i] = REAL_BITS == 32 ? (REAL)__builtin_fmaf((float)a[i], (float)b[i], (float)c[i]) : (REAL)__builtin_fma(a[i], b[i], c[i]);
+    return a;
+#else
+    return a * b + c;
+#endif
+}
 
 /* c[0] x^(n - 1) + ... + c[n - 1] */
 ATTN_INLINE vreal
@@ -257,7 +279,7 @@ v_tanh(vreal x)
 
 /* P(N > x) of the standard normal distribution, (1 - erf(x / sqrt 2)) / 2, for 0 <= x <= NORMAL_FAR, where it is 0 already; NaN stays. Beside it
  * e^(-x^2 / 2). Both are accurate as a share of themselves, however small.
- * P = e^(-x^2 / 2) t R(1 - 2 t), t = 4 / (x + 4): t R is smooth and falls from 1/2 to 0.4 / x. x^2 is made of two parts, of which the first is exact. */
+ * P = e^(-x^2 / 2) t R(1 - 2 t), t = 4 / (x + 4): t R is smooth and falls from 1/2 to 0.4 / x. x^2 is made of two parts. */
 ATTN_INLINE vreal
 v_upper_tail(vreal x, vreal *power)
 {
@@ -271,15 +293,19 @@ v_upper_tail(vreal x, vreal *power)
                              0x1.ab825fb0a9fc6p-12,  -0x1.c81719c95701ep-11, -0x1.ee2761043923bp-10, 0x1.eec4cc3e4435bp-7,   -0x1.7dff2bff6848fp-5,
                              0x1.8c6dbf2cfc308p-4,   -0x1.373e3a893c28ap-3,  0x1.82b4bb8c94dcep-3}; /* 0.62 u */
 #endif
+#ifdef ATTN_ISA_BASELINE
     const int half_of_the_bits = (REAL_MANTISSA + 2) / 2;
     vreal high = (vreal)((vbits)x >> half_of_the_bits << half_of_the_bits), half = v_splat((REAL)-0.5);
     vreal first = high * high * half, rest = (x - high) * (x + high) * half;
-    vreal n = v_round((first + rest) * v_splat((REAL)LOG2E));
+#else
+    vreal half = x * v_splat((REAL)-0.5), first = half * x, rest = v_fused(half, x, -first); /* what the product was rounded by */
+#endif
+    vreal n = v_round(first * v_splat((REAL)LOG2E));
     vreal e = v_exp_tail(((first - n * v_splat(LN2_HIGH)) - n * v_splat(LN2_LOW)) + rest);
     vreal sum = x + v_splat(4), t = v_splat(4) / sum, ratio = t * v_polynomial(v_splat(1) - (t + t), c, sizeof c / sizeof *c);
-    vreal part = sum - v_splat(4), lost = (x - part) + (v_splat(4) - (sum - part)); /* exactly what the sum was rounded by */
+    vreal lost = x - (sum - v_splat(4)); /* exactly what the sum was rounded by */
 #ifndef ATTN_ISA_BASELINE
-    lost -= (v_splat(4) - t * sum) * sum * v_splat((REAL)0.25); /* and, fused, what t was: as a change of x */
+    lost -= v_fused(-t, sum, v_splat(4)) * (sum * v_splat((REAL)0.25)); /* and what t was: as a change of x */
 #endif
     ratio += lost * (x * ratio - v_splat((REAL)INVERSE_ROOT_2PI)); /* times the slope */
     *power = v_times_power2(v_splat(1) + e, n);

@@ -26,8 +26,8 @@ struct elementwise_rows {
 
 /* One vector: loaded whole, or `part` < LANES elements of it; stored likewise. */
 ATTN_INLINE void
-elementwise_vector(enum attn_activation_kind kind, bool gated, bool backward, const struct elementwise_rows *p, int64_t i, int64_t loaded, int64_t stored,
-                   bool stream)
+elementwise_vector(enum attn_activation_kind kind, bool gated, bool backward, const struct elementwise_rows *p, int64_t i, int64_t loaded,
+                   int64_t stored, bool stream)
 {
     const vreal zero = {0};
     const bool whole = loaded >= LANES;

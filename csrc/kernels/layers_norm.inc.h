@@ -24,8 +24,8 @@ struct norm_row {
     REAL mean, rest, scale;
 };
 
-/* Sums over a row, lane by lane; in *second that of the squares. As in softmax_rows.inc.h: blocks of 64 vectors, four accumulators. Meanwhile as many
- * numbers are asked for at `ahead`, to be read. */
+/* Sums over a row, lane by lane; in *second that of the squares. As in softmax_rows.inc.h: blocks of 64 vectors, four accumulators. Meanwhile half as
+ * many numbers are asked for at `ahead`, to be read. */
 ATTN_INLINE vreal
 row_total(enum row_total_what what, const REAL *x, int64_t n, vreal mean, vreal *second, const REAL *ahead)
 {
@@ -40,8 +40,8 @@ row_total(enum row_total_what what, const REAL *x, int64_t n, vreal mean, vreal 
                 vreal d = v_loadu(x + i + k * LANES);
                 if (what == ROW_DIFFERENCES)
                     d -= mean;
-                if (ahead && k * VECTOR_BYTES % 64 == 0)
-                    __builtin_prefetch(ahead + i + k * LANES, 0, 3);
+                if (ahead && k < 2 && k * VECTOR_BYTES % 64 == 0)
+                    __builtin_prefetch(ahead + i / 2 + k * LANES, 0, 3);
                 if (what != ROW_SQUARES)
                     part[k] += d;
                 if (what != ROW_SUM)

@@ -3,7 +3,6 @@
  * tail and both compilers give the same bits. Levels without fused multiply-adds round both. */
 #ifndef ATTN_ROTATION_NAMES
 #define ATTN_ROTATION_NAMES
-#define v_fused SUFFIX(v_fused)
 #define v_turned SUFFIX(v_turned)
 #define v_load_stored SUFFIX(v_load_stored)
 #define v_store_stored SUFFIX(v_store_stored)
@@ -14,27 +13,6 @@
 #define rotate_as SUFFIX(rotate_as)
 #define rotate_row SUFFIX(rotate_row)
 #endif
-
-/* a b + c with one rounding, where the level has it. */
-ATTN_INLINE vreal
-v_fused(vreal a, vreal b, vreal c)
-{
-#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
-    return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined ATTN_ISA_AVX512
-    return (vreal)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
-    return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined ATTN_ISA_AVX2
-    return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#elif defined __FP_FAST_FMA && defined __FP_FAST_FMAF
-    for (int i = 0; i < LANES; i++)
-        a[i] = REAL_BITS == 32 ? (REAL)__builtin_fmaf((float)a[i], (float)b[i], (float)c[i]) : (REAL)__builtin_fma(a[i], b[i], c[i]);
-    return a;
-#else
-    return a * b + c;
-#endif
-}
 
 /* x cos + (other sin), whose sign is turned where `negative` has the sign bit: exact, so that turning back is the same operation. */
 ATTN_INLINE vreal

@@ -1,30 +1,12 @@
 /* probe.inc.h: the arithmetic that this level can do at the most, and what the inner loops of attention do of it on data that stays in L1. */
 #ifndef ATTN_PROBE_NAMES
 #define ATTN_PROBE_NAMES
-#define fused SUFFIX(fused)
 #define probe_fma SUFFIX(attn_fma_peak)
 #define probe_tile SUFFIX(attn_tile_ceiling)
 #define probe_read SUFFIX(attn_read)
 
 enum { ATTN_PROBE_CHAINS = 12 }; /* twice 4 cycles of latency by two units at least fill 8; 12 fit the registers of every level */
 #endif
-
-/* a b + c by the instruction itself: a compiler that stopped contracting would not slow this one down, and so would be seen beside the kernels. */
-ATTN_INLINE vreal
-fused(vreal a, vreal b, vreal c)
-{
-#if defined ATTN_ISA_AVX512 && REAL_BITS == 32
-    return (vreal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined ATTN_ISA_AVX512
-    return (vreal)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined ATTN_ISA_AVX2 && REAL_BITS == 32
-    return (vreal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined ATTN_ISA_AVX2
-    return (vreal)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-    return a * b + c;
-#endif
-}
 
 static double
 probe_fma(int64_t rounds)
@@ -36,7 +18,7 @@ probe_fma(int64_t rounds)
     for (int64_t round = 0; round < rounds; round++)
     ATTN_UNROLL
         for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
-            sum[i] = fused(sum[i], shrink, more);
+            sum[i] = v_fused(sum[i], shrink, more);
     volatile REAL kept = 0;
     for (int i = 0; i < ATTN_PROBE_CHAINS; i++)
         kept = kept + sum[i][0];
