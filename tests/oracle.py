@@ -164,7 +164,7 @@ def attention(real, arguments, rng=None):
                 np.arange(L) < np.broadcast_to(arguments["query_lengths"], batch)[index[:-1]], sink, real(-np.inf)
             )
         p, lse[index], reach[index] = _head(
-            real, query[index], key[shared], query_size[index] @ key_size[shared].T, visible[index], terms, scale,
+            real, query[index], key[shared], (query_size[index], key_size[shared]), visible[index], terms, scale,
             softcap, sink, keys,
         )  # fmt: skip
         weights[index] = p
@@ -251,14 +251,14 @@ def attention_jvp(real, arguments, rng=None):
     return found, Tangents(*results)
 
 
-def _head(real, q, k, size, seen, terms, scale, softcap, sink, keys):
-    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); size: the sums of |terms| of their products, (L, S);
+def _head(real, q, k, sizes, seen, terms, scale, softcap, sink, keys):
+    """P, the log-sum-exp and S_i of one head: q (L, E), k (S, E); sizes: of |terms| that their elements are sums of;
     keys: the order in which exponentials are summed.
     """
     with np.errstate(all="ignore"):
         scaled = q * real(scale)
         s = scaled @ k.T
-        size = (size * np.abs(real(scale))).astype(np.float64)
+        size = ((sizes[0] * np.abs(real(scale))) @ sizes[1].T).astype(np.float64)
         if softcap:
             s = real(softcap) * np.tanh(s / real(softcap))
         for term in terms:
