@@ -52,6 +52,13 @@ from ._positions_learned import (
 from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_sinusoidal import sinusoidal_encoding, sinusoidal_encoding_2d
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
+from ._positions_vectors import (
+    RelativeAttentionGradients,
+    relative_attention_shaw,
+    relative_attention_shaw_backward,
+    relative_attention_xl,
+    relative_attention_xl_backward,
+)
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 from ._threads import get_num_threads, num_threads, set_num_threads, show_config
@@ -106,6 +113,11 @@ __all__ = [  # noqa: RUF022, by family
     "relative_position_bucket",
     "t5_relative_bias",
     "t5_relative_bias_backward",
+    "relative_attention_shaw",
+    "relative_attention_xl",
+    "relative_attention_shaw_backward",
+    "relative_attention_xl_backward",
+    "RelativeAttentionGradients",
     # softmax
     "softmax",
     "log_softmax",

@@ -333,7 +333,7 @@ def attention_weights_backward(
     return AttentionGradients(*found)
 
 
-def _needed(needs, operands):
+def _needed(needs, operands, fields=_FIELDS):
     """Which of the operands are named in `needs`."""
     if isinstance(needs, str) or not hasattr(needs, "__iter__"):
         raise TypeError(f"needs is {needs!r}; it must be a sequence of names, as in ('query', 'key')")
@@ -341,25 +341,25 @@ def _needed(needs, operands):
     for n, name in enumerate(needs):
         if not isinstance(name, str):
             raise TypeError(f"needs holds {_kind(name)}; it must be a sequence of names, as in ('query', 'key')")
-        if name not in _FIELDS:
-            raise ValueError(f"needs holds {name!r}; the names are {', '.join(_FIELDS)}")
+        if name not in fields:
+            raise ValueError(f"needs holds {name!r}; the names are {', '.join(fields)}")
         if name in needs[:n]:
             raise ValueError(f"needs holds {name!r} twice")
-        operand = operands[_FIELDS.index(name)]
+        operand = operands[fields.index(name)]
         if operand is None:
             raise ValueError(f"needs holds {name!r}, but there is no {name}")
         if name == "attn_mask" and np.asarray(operand).dtype.kind == "b":
             raise ValueError("needs holds 'attn_mask', but attn_mask is boolean, which has no gradient")
-    return tuple([name in needs for name in _FIELDS])
+    return tuple([name in needs for name in fields])
 
 
-def _places(out, needed):
+def _places(out, needed, fields=_FIELDS):
     """The arrays of `out` in the order of the fields."""
     if out is None:
         return None
     if not hasattr(out, "keys"):
         raise TypeError(f"out is {_kind(out)}; it must be a mapping of names in needs to arrays")
     for name in out:
-        if name not in _FIELDS or not needed[_FIELDS.index(name)]:
+        if name not in fields or not needed[fields.index(name)]:
             raise ValueError(f"out holds {name!r}, which is not in needs")
-    return tuple([out.get(name) for name in _FIELDS])
+    return tuple([out.get(name) for name in fields])

@@ -25,6 +25,7 @@ FAMILIES = (
     "bench_attention_jvp",
     "bench_layers_linear",
     "bench_positions",
+    "bench_positions_vectors",
     "bench_masks",
     "bench_attention_varlen",
     "bench_softmax",

@@ -25,6 +25,7 @@ static const struct family *const families[] = {
     &attn_softmax_backward_family,
     &attn_thread_family,
     &attn_varlen_family,
+    &attn_vectors_family,
 };
 
 enum { FAMILIES = sizeof families / sizeof *families };

@@ -30,7 +30,8 @@ class Call:
         """The results, always as a tuple; of gradients those asked for, whose out= is a tuple here too."""
         arguments = {**self.arguments, **changes}
         out = arguments.get("out")
-        fields = (attnpy.LinearGradients if self.function.startswith("linear") else attnpy.AttentionGradients)._fields
+        kinds = {"linear": attnpy.LinearGradients, "relative": attnpy.RelativeAttentionGradients}
+        fields = kinds.get(self.function.split("_")[0], attnpy.AttentionGradients)._fields
         if "needs" in arguments and out is not None:
             needed = [name for name in fields if name in arguments["needs"]]
             arguments["out"] = dict(zip(needed, out if isinstance(out, tuple) else (out,), strict=True))

@@ -11,6 +11,7 @@ import bounds_layers_linear
 import bounds_positions_relative
 import bounds_positions_rotary
 import bounds_positions_tables
+import bounds_positions_vectors
 import bounds_varlen
 import cases_masks
 import masks
@@ -20,6 +21,7 @@ import oracle
 import refusals
 import refusals_cache
 import refusals_masks
+import refusals_positions_vectors
 import refusals_softmax
 import refusals_varlen
 from calls import DTYPES, Call, Row, all_of, named, with_holes
@@ -41,6 +43,7 @@ from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_back
 from cases_positions_relative import POSITIONS_RELATIVE
 from cases_positions_rotary import POSITIONS_ROTARY
 from cases_positions_tables import POSITIONS_TABLES
+from cases_positions_vectors import vectors_row
 from cases_rotary import rotary, rotary_positions
 from cases_softmax import softmax_backward, softmax_row
 from cases_varlen import varlen_backward_row, varlen_row
@@ -49,7 +52,7 @@ import attnpy
 
 BOUNDS = (
     bounds, bounds_varlen, bounds_positions_relative, bounds_positions_rotary, bounds_positions_tables,
-    bounds_layers_linear,
+    bounds_positions_vectors, bounds_layers_linear,
 )  # fmt: skip
 
 
@@ -299,6 +302,11 @@ def gradient_row(function, options, refused):
     return Row(make, GRADIENT_SHAPES, options, heavy=GRADIENT_HEAVY, batched=True, refused=refused)
 
 
+def vectors(function):
+    shapes = GRADIENT_SHAPES if function.endswith("_backward") else ATTENTION_SHAPES
+    return vectors_row(function, shapes, attention_options, attention_hidden)
+
+
 CASES = {
     "scaled_dot_product_attention": attention_row(
         "scaled_dot_product_attention", ("query", "key", "value"), ("dropout",), refusals.FORWARD,
@@ -336,6 +344,11 @@ CASES = {
         dropout, DROPOUT_SHAPES, ("plain", "most"), (*DTYPES, "bool"), [((2, 3, 129, 257), "plain")],
         outs=False, refused=refusals.DROPOUT_MASK,
     ),
+    "relative_attention_shaw": vectors("relative_attention_shaw"),
+    "relative_attention_xl": vectors("relative_attention_xl"),
+    "relative_attention_shaw_backward": vectors("relative_attention_shaw_backward"),
+    "relative_attention_xl_backward": vectors("relative_attention_xl_backward"),
+    "RelativeAttentionGradients": Row(refused=refusals_positions_vectors.GRADIENTS),
     "softmax": softmax_row("softmax", refusals_softmax.SOFTMAX),
     "log_softmax": softmax_row("log_softmax", refusals_softmax.SOFTMAX),
     "logsumexp": softmax_row("logsumexp", refusals_softmax.LOGSUMEXP),

@@ -19,6 +19,7 @@ TOOLS = {
     "faces": ("native", "threads"),
 }
 THREADS = "controls threads, computes nothing"
+OF_GRADIENTS = ("AttentionGradients", "RelativeAttentionGradients")
 WITHOUT_REFERENCE = {
     "PackedWeight": "holds weights; unpack() gives them to the reference of linear",
     "DropoutKey": "holds four words",
@@ -34,13 +35,13 @@ WITHOUT_BENCHMARK = {
     "BlockMask": "has a row for each constructor",
     "DropoutKey": "what dropout_key returns, which has a row",
     "KVCache": "what attention_with_cache reads, which has rows",
-    "AttentionGradients": "what the backward functions return, which have rows",
+    **dict.fromkeys(OF_GRADIENTS, "what the backward functions return, which have rows"),
     "show_config": "prints facts",
 }
 WITHOUT_README = {
     "LinearGradients": "what linear_backward returns, which has a line",
     "DropoutKey": "what dropout_key returns, which has a line",
-    "AttentionGradients": "what the backward functions return, which have lines",
+    **dict.fromkeys(OF_GRADIENTS, "what the backward functions return, which have lines"),
 }
 
 LINES_OF_A_FUNCTION = 60

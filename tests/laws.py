@@ -270,7 +270,9 @@ def _core_axes(call, name):
         return 0 if call.function == "logsumexp_backward" else 1
     if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights", "relative_bias"):
         return 3
-    if name in ("lse", "grad_lse"):
+    if name in ("key_table", "value_table", "position_keys"):
+        return 3
+    if name in ("lse", "grad_lse", "content_bias", "position_bias"):
         return 2
     if name in ("alibi_slopes", "sinks", "block_table", "query_positions", "key_positions"):
         return 1

@@ -33,6 +33,10 @@ CACHE_OPTIONS = (
     "scale=None, causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, "
     "query_lengths=None, relative_bias=None, rotary=None, rotary_interleaved=False, return_lse=False, out=None)"
 )
+DISTANT = (
+    "attn_mask=None, is_causal=False, scale=None, bias=None, causal_offset=None, window_size=None, "
+    "query_lengths=None, kv_lengths=None, "
+)
 SIGNATURES = {
     "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
     + OPTIONS
@@ -108,6 +112,19 @@ SIGNATURES = {
     "out=None)",
     "t5_relative_bias_backward": "(grad_output, table, query_length, key_length, *, offset=None, bidirectional=True, "
     "max_distance=128, out=None)",
+    "relative_attention_shaw": "(query, key, value, key_table, value_table=None, *, "
+    + DISTANT
+    + "return_lse=False, out=None)",
+    "relative_attention_xl": "(query, key, value, position_keys, content_bias, position_bias, *, "
+    + DISTANT
+    + "return_lse=False, out=None)",
+    "relative_attention_shaw_backward": "(grad_output, query, key, value, key_table, value_table, output, lse, *, "
+    + DISTANT
+    + "grad_lse=None, needs=('query', 'key', 'value', 'key_table'), out=None)",
+    "relative_attention_xl_backward": "(grad_output, query, key, value, position_keys, content_bias, position_bias, "
+    "output, lse, *, " + DISTANT + "grad_lse=None, needs=('query', 'key', 'value', 'position_keys'), out=None)",
+    "RelativeAttentionGradients": "(query=None, key=None, value=None, attn_mask=None, bias=None, key_table=None, "
+    "value_table=None, position_keys=None, content_bias=None, position_bias=None)",
     "softmax": "(x, axis=-1, *, where=None, out=None)",
     "log_softmax": "(x, axis=-1, *, where=None, out=None)",
     "logsumexp": "(x, axis=-1, *, where=None, keepdims=False, out=None)",

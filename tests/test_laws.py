@@ -26,7 +26,12 @@ ATTENTION = (
     "attention_weights",
     "attention_received",
 )
-GRADIENTS = ("scaled_dot_product_attention_backward", "attention_weights_backward")
+GRADIENTS = (
+    "scaled_dot_product_attention_backward",
+    "attention_weights_backward",
+    "relative_attention_shaw_backward",
+    "relative_attention_xl_backward",
+)
 
 
 def every_small_case(names=ARRAY_FUNCTIONS, dtype=None):

@@ -22,6 +22,7 @@ from ._gradients_layers import (
     linear_backward,
     norm,
 )
+from ._gradients_vectors import SHAW, XL, of_vectors
 from ._rule import Rule, or_zeros
 
 ROTARY = ("rotary_cos", "rotary_sin", "rotary_interleaved", "query_positions", "key_positions")
@@ -280,6 +281,8 @@ RULES = {
         _merge_backward,
         sequences=2,
     ),
+    "relative_attention_shaw": Rule(SHAW, *of_vectors("relative_attention_shaw", SHAW)),
+    "relative_attention_xl": Rule(XL, *of_vectors("relative_attention_xl", XL)),
     "t5_relative_bias": Rule(
         ("table", "buckets", "out"), frozenset({"table"}), _t5, _t5_backward, _t5_jvp, needs_results=False
     ),

@@ -47,6 +47,13 @@ from ._positions_learned import (
 from ._positions_rotary import permute_rotary_weights, rotary_embedding, rotary_tables, rotary_tables_2d
 from ._positions_sinusoidal import sinusoidal_encoding, sinusoidal_encoding_2d
 from ._positions_t5 import relative_position_bucket, t5_relative_bias, t5_relative_bias_backward
+from ._positions_vectors import (
+    RelativeAttentionGradients,
+    relative_attention_shaw,
+    relative_attention_shaw_backward,
+    relative_attention_xl,
+    relative_attention_xl_backward,
+)
 from ._softmax import log_softmax, logsumexp, softmax
 from ._softmax_backward import log_softmax_backward, logsumexp_backward, softmax_backward
 
@@ -88,6 +95,11 @@ __all__ = [  # noqa: RUF022, by family
     "linear",
     "linear_backward",
     "LinearGradients",
+    "relative_attention_shaw",
+    "relative_attention_xl",
+    "relative_attention_shaw_backward",
+    "relative_attention_xl_backward",
+    "RelativeAttentionGradients",
     "softmax",
     "log_softmax",
     "logsumexp",

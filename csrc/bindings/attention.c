@@ -70,7 +70,7 @@ bool
 attention_check_positions(const struct engine *e, const struct attn_attention *a)
 {
     bool positional = a->is_causal || a->window_left >= 0 || a->window_right >= 0 || a->alibi_slopes.data || a->relative_bias.data ||
-                      (a->rotary.cosine.data && !a->rotary.query_positions.data);
+                      (a->rotary.cosine.data && !a->rotary.query_positions.data) || a->relative.key.data;
     if (!positional || !a->kv_lengths.data || a->query_lengths.data || a->causal_offset.data)
         return true;
     for (int64_t i = 0; i < e->batch; i++) {
@@ -120,6 +120,7 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
     a->rows.data = a->lse.data = NULL;
     a->block_table.data = a->key_scale.data = a->value_scale.data = NULL;
     a->relative_span = *engine_size(e, 't');
+    a->relative.key.data = a->relative.value.data = a->relative.content_bias.data = a->relative.position_bias.data = NULL;
     return attention_check_positions(e, a);
 }
 

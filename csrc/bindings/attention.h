@@ -52,4 +52,7 @@ bool attention_check_present(const char *name, PyObject *object);
 /* The gradients that `needs` flags, in the order of the function's outputs; tensors of the others are absent. */
 bool attention_bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_attention_backward *b);
 
+/* Runs the backward pass, twice where keys and values broadcast along different axes. */
+bool attention_run_gradients(const struct engine *e, struct attn_attention_backward *b);
+
 #endif

@@ -68,14 +68,31 @@ attention_check_present(const char *name, PyObject *object)
     return false;
 }
 
+static void
+clear_relative(struct attn_attention_backward *b)
+{
+    b->grad_relative_key.data = b->grad_relative_value.data = b->grad_content_bias.data = b->grad_position_bias.data = NULL;
+}
+
+/* Gradients that a function may return: all its outputs. */
+static int
+gradients_of(const struct engine_function *function)
+{
+    int n = 0;
+    while (n < ENGINE_OUTPUTS && function->outputs[n].name)
+        n++;
+    return n;
+}
+
 static bool
 read_needs(struct engine *e, PyObject *needs, bool *wanted)
 {
-    if (!PyTuple_Check(needs) || PyTuple_Size(needs) != GRADIENTS) {
-        PyErr_Format(PyExc_TypeError, "needs must be a tuple of %d flags, not %R", GRADIENTS, needs);
+    const int gradients = gradients_of(e->function);
+    if (!PyTuple_Check(needs) || PyTuple_Size(needs) != gradients) {
+        PyErr_Format(PyExc_TypeError, "needs must be a tuple of %d flags, not %R", gradients, needs);
         return false;
     }
-    for (int i = 0; i < GRADIENTS; i++) {
+    for (int i = 0; i < gradients; i++) {
         const char *name = e->function->outputs[i].name;
         int operand = operand_named(e->function, name);
         if (!engine_flag("needs", PyTuple_GetItem(needs, i), &wanted[i]))
@@ -108,17 +125,20 @@ query_broadcasts(const struct engine *e, const struct attn_attention_backward *b
 bool
 attention_bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struct attn_attention_backward *b)
 {
-    bool wanted[GRADIENTS];
+    bool wanted[ENGINE_OUTPUTS];
+    const int gradients = gradients_of(e->function);
+    clear_relative(b);
+    b->grad_sinks.data = b->grad_slopes.data = b->grad_relative.data = NULL; /* not every function has them */
     if (!read_needs(e, needs, wanted))
         return false;
-    if (out != Py_None && (!PyTuple_Check(out) || PyTuple_Size(out) != GRADIENTS)) {
-        PyErr_Format(PyExc_TypeError, "out must be None or a tuple of %d arrays or None, not %R", GRADIENTS, out);
+    if (out != Py_None && (!PyTuple_Check(out) || PyTuple_Size(out) != gradients)) {
+        PyErr_Format(PyExc_TypeError, "out must be None or a tuple of %d arrays or None, not %R", gradients, out);
         return false;
     }
     b->query_accumulates = b->forward.rows.data || query_broadcasts(e, b);
-    e->results = GRADIENTS;
+    e->results = gradients;
     bool nothing = b->forward.batch == 0 || b->forward.heads == 0; /* operands that have no such axis still get their zeros */
-    for (int i = 0; i < GRADIENTS; i++) {
+    for (int i = 0; i < gradients; i++) {
         struct attn_tensor *tensor = (struct attn_tensor *)((char *)b + e->function->outputs[i].tensor);
         bool accumulated = nothing || (i == QUERY ? b->query_accumulates : i >= MASK);
         tensor->data = NULL;
@@ -126,7 +146,7 @@ attention_bind_gradients(struct engine *e, PyObject *needs, PyObject *out, struc
                                           out == Py_None ? out : PyTuple_GetItem(out, i), accumulated, b))
             return false;
     }
-    e->results = GRADIENTS;
+    e->results = gradients;
     engine_clear(e);
     return true;
 }
@@ -143,8 +163,8 @@ owners_differ(const struct attn_attention_backward *b)
     return differ;
 }
 
-static bool
-run(const struct engine *e, struct attn_attention_backward *b)
+bool
+attention_run_gradients(const struct engine *e, struct attn_attention_backward *b)
 {
     if (!owners_differ(b))
         return engine_run(e, b);
@@ -152,6 +172,7 @@ run(const struct engine *e, struct attn_attention_backward *b)
     b->grad_value.data = NULL;
     of_value.grad_query.data = of_value.grad_key.data = of_value.grad_mask.data = of_value.grad_bias.data = NULL;
     of_value.grad_sinks.data = of_value.grad_slopes.data = of_value.grad_relative.data = NULL;
+    clear_relative(&of_value);
     return engine_run(e, b) && engine_run(e, &of_value);
 }
 
@@ -169,7 +190,7 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     done = done && attention_bind_scores(&e, arguments + 8, a) && attention_bind_rotary(&e, arguments + 19, attention_check_batch, a, a) &&
            engine_dropout(arguments[7], arguments[24], &a->dropout_p, a->dropout_key);
     a->lse = lse;
-    done = done && attention_bind_gradients(&e, arguments[26], arguments[27], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[26], arguments[27], &b) && attention_run_gradients(&e, &b);
     return engine_close(&e, done);
 }
 
@@ -188,7 +209,7 @@ call_weights_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n
                 engine_take(&e, &weights_backward.operands[operand_named(&weights_backward, "grad_weights")], arguments[0], &b.gradient);
     if (done)
         *engine_size(&e, 'l') = b.forward.query_length; /* grad_weights has the rows asked for, the gradients of masks have all */
-    done = done && attention_bind_gradients(&e, arguments[21], arguments[22], &b) && run(&e, &b);
+    done = done && attention_bind_gradients(&e, arguments[21], arguments[22], &b) && attention_run_gradients(&e, &b);
     return engine_close(&e, done);
 }
 

@@ -36,6 +36,14 @@
 
 #include "positions_rotary.h"
 
+/* Vectors of distances: query i and key j meet number centre + j - (i + offset). */
+struct attn_relative {
+    struct attn_tensor key, value;                  /* (B.., H, vectors, E or D), of any floating type; absent: no vectors */
+    struct attn_tensor content_bias, position_bias; /* (B.., H, E) in REAL, native, stride `column`; or absent */
+    int64_t vectors, centre;
+    bool clips; /* beyond the first and last vector these hold on; else every visible pair has its own */
+};
+
 /* Tiles of 64 queries and 64 keys, as rows of compressed sparse tiles: those of tile row r and leading index n are indptr[n (rows + 1) + r] ... */
 struct attn_block_mask {
     const int64_t *indptr;   /* NULL: no block mask */
@@ -81,6 +89,7 @@ struct attn_attention {
     int64_t first_batch; /* the number that dropout gives batch element 0 */
     struct attn_block_mask block_mask;
     struct attn_rotary_tables rotary;
+    struct attn_relative relative; /* positions_vectors.h */
 };
 
 /* The query rows and the keys of a batch element that see, or are seen by, something, so far as lengths, causal rule and window tell. Query i stands at

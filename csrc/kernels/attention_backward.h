@@ -27,6 +27,7 @@ struct attn_attention_backward {
     struct attn_attention forward;
     struct attn_tensor gradient, grad_lse;
     struct attn_tensor grad_query, grad_key, grad_value, grad_mask, grad_bias, grad_sinks, grad_slopes, grad_relative;
+    struct attn_tensor grad_relative_key, grad_relative_value, grad_content_bias, grad_position_bias; /* positions_vectors.h */
     bool of_weights;         /* attention_weights_backward */
     bool query_accumulates;  /* grad_query is added to */
 };

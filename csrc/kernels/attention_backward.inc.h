@@ -19,10 +19,12 @@ begin_query(const struct attn_attention_backward *b, const struct attn_backward_
 {
     if (cut->turns && !attn_wait_turn(shared->turn, rank, b->forward.call.stop))
         return false;
-    if (b->grad_query.data) {
+    if (attn_wants_query(b)) {
+        int64_t block = b->forward.head_dim * ATTN_BLOCK, parts = attn_has_biases(&b->forward) ? 2 : 1;
         p->grad_query = cut->own_query ? p->own_query : shared->grad_query;
         if (rank == 0)
-            memset(p->grad_query, 0, (size_t)(b->forward.head_dim * ATTN_BLOCK) * sizeof(REAL));
+            memset(p->grad_query, 0, (size_t)(block * parts) * sizeof(REAL));
+        p->grad_position = p->grad_query + block * (parts - 1);
     }
     if (cut->row_sums && rank == 0)
         memset(shared->sums, 0, ATTN_ROW_SUMS * ATTN_BLOCK * sizeof(REAL));
@@ -31,11 +33,15 @@ begin_query(const struct attn_attention_backward *b, const struct attn_backward_
 
 /* What a row block has of one key block: its part of grad_query, and the sums over these keys. */
 static void
-add_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, struct backward_place *p, const struct backward_shared *shared,
-         const struct key_block *block)
+add_rows(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, struct backward_place *p,
+         const struct backward_shared *shared, const struct key_block *block)
 {
-    if (b->grad_query.data)
+    if (attn_wants_query(b))
         add_query(&b->forward, p, block);
+    if (b->forward.relative.key.data) {
+        REAL *const sums[2] = {vectors_sums(b, cut, batch, p->rows->head[0], 0), vectors_sums(b, cut, batch, p->rows->head[0], 1)};
+        add_distances(b, batch, p, block, sums);
+    }
     for (int lane = 0; cut->row_sums && lane < ATTN_ROW_SUMS * ATTN_BLOCK; lane += LANES)
         v_store(shared->sums + lane, v_load(shared->sums + lane) + v_load(p->sums + lane));
 }
@@ -45,6 +51,8 @@ static void
 end_query(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, struct backward_place *p,
           const struct backward_shared *shared, int rank, bool last)
 {
+    if (last && attn_has_biases(&b->forward) && attn_wants_query(b))
+        end_distances(&b->forward, p->rows, p->grad_query, p->grad_position, shared->biases);
     if (last && b->grad_query.data && !b->query_accumulates)
         store_query(b, batch, p->rows, p->grad_query, p->w->staging);
     if (cut->turns)
@@ -59,18 +67,29 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
     const struct attn_attention *a = &b->forward;
     const struct backward_shared shared = backward_shared_open(b, cut, batch, head, number);
     int64_t first = chunk * cut->keys, end = attn_min(a->key_length, first + cut->keys), step = attn_block_keys(a);
-    if (block_is_hidden(a, cut->layout, batch, head, number, first, end))
+    if (!cut->in_order && block_is_hidden(a, cut->layout, batch, head, number, first, end))
         return true;
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     const struct attn_tile_row *tiles = p->rows->one_tile_row ? &p->rows->tiles : NULL;
-    const struct attn_visit visit = attn_visit(p->rows->any_first, p->rows->any_end, cut->keys, tiles, chunk);
-    if (visit.rank < 0)
+    struct attn_visit visit = attn_visit(p->rows->any_first, p->rows->any_end, cut->keys, tiles, chunk);
+    bool mine = false, sees = visit.rank >= 0;
+    if (cut->in_order)
+        visit = (struct attn_visit){(int)chunk, chunk == cut->chunks - 1};
+    if (!sees) {
+        if (cut->in_order && (!begin_query(b, cut, p, &shared, visit.rank)))
+            return false;
+        if (cut->in_order)
+            end_query(b, cut, batch, p, &shared, visit.rank, visit.last);
         return true;
-    bool mine = false;
+    }
     uint64_t live = live_lanes(p->rows);
     load_query(a, batch, p, live);
     if (!b->of_weights)
         load_gradient(b, batch, p, live);
+    if (a->relative.key.data)
+        load_distances(a, batch, p, live);
+    if (a->relative.value.data)
+        start_value_ring(a, batch, p);
     if (cut->prepares)
         kept_statistics(p, shared.statistics);
     else
@@ -84,7 +103,7 @@ backward_row_block(const struct attn_attention_backward *b, const struct attn_ba
         add_keys(b, p, n);
         if (!mine && !(mine = begin_query(b, cut, p, &shared, visit.rank)))
             return false;
-        add_rows(b, cut, p, &shared, &p->block[n]);
+        add_rows(b, cut, batch, p, &shared, &p->block[n]);
     }
     if (!mine && !begin_query(b, cut, p, &shared, visit.rank))
         return false;
@@ -99,7 +118,7 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
     const struct attn_attention *a = &b->forward;
     struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
     int64_t first = chunk * cut->keys, keys = attn_min(a->key_length - first, cut->keys), step = attn_block_keys(a), batch, head;
-    atomic_int *turn = distance_sums_open(a, cut, 0, unit, distances_of_all(b, cut)).turn;
+    atomic_int *turn = vectors_sums_open(a, cut, 0, unit, distances_of_all(b, cut)).turn;
     if (cut->one_by_one && cut->chunks > 1 && !attn_wait_turn(turn, (int)chunk, a->call.stop))
         return;
     p->distances = (REAL *)((char *)scratch + backward_bytes(a, (int)cut->blocks));
@@ -115,10 +134,14 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
         memset(p->distances, 0, distance_bytes(a, cut, false));
         const struct attn_place place = place_of(a, batch);
         attn_blocks_of_keys(a, cut, &place, first, first + keys, &from, &end);
+        if (cut->in_order) {
+            from = 0;
+            end = cut->layout.blocks;
+        }
         for (int64_t number = from; number < end; number++)
             if (!backward_row_block(b, cut, batch, head, number, chunk, p))
                 return;
-        const struct distance_sums shared = distance_sums_open(a, cut, batch, head, distances_of_all(b, cut));
+        const struct vectors_sums shared = vectors_sums_open(a, cut, batch, head, distances_of_all(b, cut));
         if (cut->by_distance && !hand_over_distances(a, cut, batch, &shared, chunk, keys, p->distances))
             return;
         if (cut->turns_apart)
@@ -141,13 +164,13 @@ backward_plan(const void *arguments, struct attn_plan *plan)
     const struct attn_attention_backward *b = arguments;
     const struct attn_attention *a = &b->forward;
     struct attn_backward_cut cut = attn_backward_cut(b);
-    size_t part[5];
+    size_t part[ATTN_SHARED_PARTS];
     bool leftovers = b->grad_query.data && !b->query_accumulates && attn_rows_may_be_empty(a);
     plan->phases = ATTN_REDUCE + 1;
     plan->tasks[ATTN_PREPARE] = cut.prepares ? cut.pairs * cut.layout.blocks : 0;
     plan->tasks[ATTN_CHUNKS] = cut.units * cut.chunks;
     plan->tasks[ATTN_ROWS] = leftovers || b->grad_sinks.data || cut.row_sums ? cut.pairs * cut.layout.blocks : 0;
-    plan->tasks[ATTN_REDUCE] = backward_reductions(b, &cut);
+    plan->tasks[ATTN_REDUCE] = backward_reductions(b, &cut) + (cut.in_order ? 4 : 0);
     plan->scratch = backward_bytes(a, (int)cut.blocks) + distance_bytes(a, &cut, false);
     plan->workspace = backward_shared_bytes(b, &cut, part) + distance_bytes(a, &cut, true);
     plan->cost =
@@ -166,12 +189,16 @@ backward_run(const void *arguments, int phase, int64_t task, void *scratch)
         int64_t first = task / (cut.chunks * a->call.threads) * a->call.threads, together = attn_min(a->call.threads, cut.units - first);
         int64_t rest = task - first * cut.chunks;
         backward_chunk(b, &cut, first + rest % together, rest / together, scratch);
-    } else if (phase == ATTN_PREPARE)
+    } else if (phase == ATTN_PREPARE) {
+        if (cut.in_order)
+            clear_distances(b, &cut, batch, head, task % blocks);
         prepare_rows(b, &cut, batch, head, task % blocks, scratch);
-    else if (phase == ATTN_ROWS)
+    } else if (phase == ATTN_ROWS)
         finish_rows(b, &cut, batch, head, task % blocks, scratch);
-    else
+    else if (task < backward_reductions(b, &cut))
         backward_reduce(b, &cut, task, scratch);
+    else
+        reduce_relative(b, &cut, task - backward_reductions(b, &cut));
 }
 
 static const struct attn_kernel attn_attention_backward_kernel = {backward_plan, backward_run};

@@ -9,6 +9,7 @@
 enum {
     ATTN_BACKWARD_BLOCKS = 4, /* key blocks that share a row block's loading: at D = 128 their keys, values and gradients take 512 KB */
     ATTN_TURN = 64 / sizeof(atomic_int), /* a cache line for each counter */
+    ATTN_SHARED_PARTS = 8,
     ATTN_PREPARE = 0,
     ATTN_CHUNKS,
     ATTN_ROWS,
@@ -30,6 +31,7 @@ struct attn_backward_cut {
     bool one_by_one;       /* chunks of a unit wait for one another: what they add to is not theirs */
     bool by_distance;      /* relative_bias has a gradient, and one row for all rows of a head */
     bool turns_apart;      /* each pair's part of grad_key is turned back before they are added: by positions of its own */
+    bool in_order;         /* every chunk takes its turn at every row block: gradients of vectors of distances */
     bool prepares;         /* log-sum-exps and deltas are computed once, before the chunks */
 };
 
@@ -64,6 +66,26 @@ static inline bool
 attn_wants_row_sums(const struct attn_attention_backward *b)
 {
     return (b->grad_mask.data && b->grad_mask.column == 0) || (b->grad_bias.data && b->grad_bias.column == 0);
+}
+
+/* Vectors of distances whose queries have biases: the gradient of a query is kept in two parts. */
+static inline bool
+attn_has_biases(const struct attn_attention *a)
+{
+    return a->relative.content_bias.data || a->relative.position_bias.data;
+}
+
+static inline bool
+attn_wants_query(const struct attn_attention_backward *b)
+{
+    return b->grad_query.data || b->grad_content_bias.data || b->grad_position_bias.data;
+}
+
+/* Sums that a query head has for the vectors of distances: where the first and last stand for all beyond them, each key block has two of its own. */
+static inline int64_t
+attn_vector_places(const struct attn_attention *a)
+{
+    return a->relative.vectors + (a->relative.clips ? 2 * attn_key_blocks(a) : 0);
 }
 
 /* How far inside an axis is counted: 0 where all gradients differ along it, 1 where a dense mask or bias sums, 2 where keys or values do. */
@@ -116,8 +138,9 @@ attn_backward_cut(const struct attn_attention_backward *b)
     cut.own_query = cut.chunks == 1 && !b->query_accumulates;
     cut.row_sums = b->grad_slopes.data || attn_wants_row_sums(b) || attn_is_relative_by_row(b);
     cut.by_distance = b->grad_relative.data && !attn_is_relative_by_row(b) && cut.layout.blocks > 0 && cut.chunks > 0;
-    cut.prepares = cut.chunks > 1 || b->of_weights;
-    cut.turns = cut.chunks > 1 && (b->grad_query.data || cut.row_sums);
+    cut.in_order = b->grad_relative_key.data || b->grad_relative_value.data || b->grad_content_bias.data || b->grad_position_bias.data;
+    cut.prepares = cut.chunks > 1 || b->of_weights || cut.in_order;
+    cut.turns = cut.chunks > 1 && (b->grad_query.data || cut.row_sums || cut.in_order);
     return cut;
 }
 

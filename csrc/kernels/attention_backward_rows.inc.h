@@ -44,6 +44,9 @@ struct backward_place {
     REAL *distances;                   /* [key blocks of the chunk][group][entries]: sums of dS over equal distances */
     REAL *grad_query;                  /* [group][E][width]: where this row block's grows */
     REAL *own_query;                   /* one such block of this thread */
+    REAL *grad_position;               /* the same of vectors of distances: behind it where there are biases, else the same */
+    REAL *position, *own_position;     /* [64][pitch] rows that vectors are multiplied by; own: where they are not the query */
+    enum attn_finite position_state;
     REAL *grad_key, *grad_value;       /* [keys of the chunk][pitch] */
     REAL *turned_back;                 /* as grad_key, of several pairs; absent without key_positions */
     struct key_block block[ATTN_BACKWARD_BLOCKS];
@@ -63,7 +66,8 @@ backward_bytes(const struct attn_attention *a, int blocks)
     return attn_round_up(sizeof(struct backward_place)) + workplace_bytes(a->head_dim, a->value_dim) + rows_bytes(a->head_dim, a->value_dim) +
            pitches * row + (ATTN_BACKWARD_TILES * ATTN_BLOCK + ATTN_ROW_SUMS + (size_t)a->head_dim) * row +
            (size_t)blocks *
-               (pitches * row + key_block_bytes(a->head_dim, a->value_dim) + (attn_turns_apart(a) ? (size_t)whole_vectors(a->head_dim) * row : 0));
+               (pitches * row + key_block_bytes(a->head_dim, a->value_dim) + (attn_turns_apart(a) ? (size_t)whole_vectors(a->head_dim) * row : 0)) +
+           (a->relative.key.data ? vectors_bytes(a, 2) + (ATTN_BAND + (size_t)whole_vectors(a->head_dim) + (size_t)a->head_dim) * row : 0);
 }
 
 /* Lays everything out at the front of a thread's scratch. */
@@ -86,12 +90,17 @@ backward_open(const struct attn_attention *a, int blocks, char *memory)
     p->slopes = p->dropped + ATTN_BLOCK * ATTN_BLOCK;
     p->sums = p->slopes + ATTN_BLOCK * ATTN_BLOCK;
     p->own_query = p->sums + ATTN_ROW_SUMS * ATTN_BLOCK;
-    p->grad_key = p->own_query + ATTN_BLOCK * a->head_dim;
+    p->grad_key = p->own_query + ATTN_BLOCK * a->head_dim * (a->relative.key.data ? 2 : 1);
     p->grad_value = p->grad_key + blocks * ATTN_BLOCK * p->query_pitch;
     p->turned_back = p->grad_value + blocks * ATTN_BLOCK * p->value_pitch;
     memory = (char *)(p->turned_back + (attn_turns_apart(a) ? blocks * ATTN_BLOCK * p->query_pitch : 0));
     for (int n = 0; n < blocks; n++, memory += key_block_bytes(a->head_dim, a->value_dim))
         p->loaded[n] = (REAL *)memory;
+    if (a->relative.key.data) {
+        p->own_position = (REAL *)memory;
+        REAL *band = p->own_position + ATTN_BLOCK * p->query_pitch;
+        vectors_open(a, (char *)(band + ATTN_BAND * ATTN_BLOCK), band, 2, p->rows);
+    }
     return p;
 }
 

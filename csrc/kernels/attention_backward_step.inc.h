@@ -152,6 +152,8 @@ segment_gradients(const struct attn_attention_backward *b, int64_t batch, struct
     else
         group_gradients(s->nv, grad, s->width, block->value + first * block->value_row, block->value_row, a->value_dim, s->keys, drops ? none : start,
                         weights, gradients);
+    if (a->relative.value.data)
+        ring_add(&p->rows->vectors->value, p->rows, s, block->first + first, weights, gradients);
     if (drops)
         dropped_gradients(s, (REAL)(1 / (1 - a->dropout_p)), start, gradients);
     if (p->w->sight == ATTN_PARTIAL)
@@ -228,6 +230,10 @@ backward_tile(const struct attn_attention_backward *b, int64_t batch, struct bac
     struct workplace *w = p->w;
     if (tile_sight(a, batch, p->rows, block, true, w) == ATTN_HIDDEN)
         return false;
+    if (a->relative.key.data)
+        ring_prepare(a, batch, p->rows, &p->rows->vectors->key, block->first + w->from, w->keys, w->staging);
+    if (a->relative.value.data)
+        ring_prepare(a, batch, p->rows, &p->rows->vectors->value, block->first + w->from, w->keys, w->staging);
     if (b->of_weights)
         given_tile(b, batch, p->rows, block->first + w->from, w->keys, p->dropped);
     if (w->sight == ATTN_PARTIAL) {

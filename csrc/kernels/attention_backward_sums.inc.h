@@ -29,6 +29,7 @@ struct backward_shared {
     REAL *grad_query;      /* [group][E][width] */
     REAL *sums;            /* [ATTN_ROW_SUMS][64] over all keys */
     REAL *sinks;           /* [64] what the sink gets of each row */
+    REAL *biases;          /* [2][pitch] sums over the rows of what biases of queries get */
     REAL *statistics;      /* [2][64] log-sum-exps in log2 units, and deltas: attention_weights_backward */
 };
 
@@ -38,11 +39,16 @@ backward_shared_bytes(const struct attn_attention_backward *b, const struct attn
 {
     size_t blocks = (size_t)(cut->pairs * cut->layout.blocks), row = ATTN_BLOCK * sizeof(REAL), bytes = 0;
     part[0] = cut->turns ? blocks * ATTN_TURN * sizeof(atomic_int) : 0;
-    part[1] = b->grad_query.data && !cut->own_query ? blocks * row * (size_t)b->forward.head_dim : 0;
+    part[1] = attn_wants_query(b) && !cut->own_query ? blocks * row * (size_t)(b->forward.head_dim * (attn_has_biases(&b->forward) ? 2 : 1)) : 0;
     part[2] = cut->row_sums ? blocks * ATTN_ROW_SUMS * row : 0;
     part[3] = b->grad_sinks.data ? blocks * row : 0;
     part[4] = cut->prepares ? blocks * 2 * row : 0;
-    for (int i = 0; i < 5; i++)
+    part[5] = b->grad_content_bias.data || b->grad_position_bias.data ? blocks * 2 * (size_t)whole_vectors(b->forward.head_dim) * sizeof(REAL) : 0;
+    size_t vectors = (size_t)(b->forward.batch * b->forward.heads) * sizeof(REAL);
+    vectors *= b->forward.relative.key.data ? (size_t)attn_vector_places(&b->forward) : 0;
+    part[6] = b->grad_relative_key.data ? vectors * (size_t)whole_vectors(b->forward.head_dim) : 0;
+    part[7] = b->grad_relative_value.data ? vectors * (size_t)whole_vectors(b->forward.value_dim) : 0;
+    for (int i = 0; i < ATTN_SHARED_PARTS; i++)
         bytes += part[i];
     return bytes;
 }
@@ -51,21 +57,27 @@ backward_shared_bytes(const struct attn_attention_backward *b, const struct attn
 static struct backward_shared
 backward_shared_open(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, int64_t batch, int64_t head, int64_t number)
 {
-    size_t part[5], blocks = (size_t)(cut->pairs * cut->layout.blocks), block = (size_t)((batch * cut->heads + head) * cut->layout.blocks + number);
-    char *at = b->forward.call.workspace, *of[5];
+    size_t part[ATTN_SHARED_PARTS], blocks = (size_t)(cut->pairs * cut->layout.blocks),
+                                    block = (size_t)((batch * cut->heads + head) * cut->layout.blocks + number);
+    char *at = b->forward.call.workspace, *of[6];
     backward_shared_bytes(b, cut, part);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         of[i] = part[i] > 0 ? at + part[i] / blocks * block : NULL;
         at = part[i] > 0 ? at + part[i] : at;
     }
-    return (struct backward_shared){(atomic_int *)of[0], (REAL *)of[1], (REAL *)of[2], (REAL *)of[3], (REAL *)of[4]};
+    return (struct backward_shared){.turn = (atomic_int *)of[0],
+                                    .grad_query = (REAL *)of[1],
+                                    .sums = (REAL *)of[2],
+                                    .sinks = (REAL *)of[3],
+                                    .biases = (REAL *)of[5],
+                                    .statistics = (REAL *)of[4]};
 }
 
 /* Where the sums over equal distances of all of them are. */
 ATTN_INLINE char *
 distances_of_all(const struct attn_attention_backward *b, const struct attn_backward_cut *cut)
 {
-    size_t part[5];
+    size_t part[ATTN_SHARED_PARTS];
     return (char *)b->forward.call.workspace + backward_shared_bytes(b, cut, part);
 }
 
@@ -192,7 +204,7 @@ prepare_rows(const struct attn_attention_backward *b, const struct attn_backward
     if (cut->turns)
         atomic_store_explicit(shared.turn, 0, memory_order_relaxed);
     if ((cut->by_distance || cut->one_by_one) && number == 0)
-        atomic_store_explicit(distance_sums_open(a, cut, batch, head, distances_of_all(b, cut)).turn, 0, memory_order_relaxed);
+        atomic_store_explicit(vectors_sums_open(a, cut, batch, head, distances_of_all(b, cut)).turn, 0, memory_order_relaxed);
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->of_weights)
         prepare_weights(b, batch, head, p);
@@ -231,7 +243,7 @@ finish_rows(const struct attn_attention_backward *b, const struct attn_backward_
             given_statistics(b, batch, p);
         sink_shares(b, batch, p, shared.sinks);
     }
-    if (rows_are_visited(p->rows))
+    if (rows_are_visited(p->rows) || (cut->in_order && cut->chunks > 0))
         return;
     if (cut->row_sums)
         memset(shared.sums, 0, ATTN_ROW_SUMS * ATTN_BLOCK * sizeof(REAL));
@@ -284,7 +296,7 @@ reduce_query(const struct attn_attention_backward *b, const struct attn_backward
     for (int64_t batch = 0; batch < b->forward.batch && !attn_stopped(b->forward.call.stop); batch++)
         for (int64_t number = 0; number < cut->layout.blocks; number++) {
             rows_describe(&b->forward, cut->layout, batch, head, number, p->rows);
-            if (rows_are_visited(p->rows))
+            if (rows_are_visited(p->rows) || (cut->in_order && cut->chunks > 0))
                 store_query(b, batch, p->rows, backward_shared_open(b, cut, batch, head, number).grad_query, p->w->staging);
         }
 }

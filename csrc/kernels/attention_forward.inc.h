@@ -59,7 +59,7 @@ static inline bool
 attn_decodes(const struct attn_attention *a)
 {
     bool narrow = !attn_turns(a) && (a->key.type == ATTN_FLOAT16 || a->key.type == ATTN_BFLOAT16 || a->key.type == ATTN_INT8);
-    return a->query_length * a->group <= (narrow ? 8 : 4);
+    return a->query_length * a->group <= (narrow ? 8 : 4) && !a->relative.key.data;
 }
 
 static inline struct attn_forward_cut
@@ -117,7 +117,8 @@ workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
 ATTN_INLINE bool
 has_terms(const struct attn_attention *a)
 {
-    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data || a->relative_bias.data;
+    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data || a->relative_bias.data ||
+           a->relative.key.data;
 }
 
 /* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */
@@ -189,6 +190,8 @@ segment_terms(const struct attn_attention *a, const struct row_block *rows, cons
 {
     const struct attn_tensor *additive[2] = {&a->bias, &a->attn_mask};
     int fused = fused_diagonal(a, rows, block, &w->terms);
+    if (a->relative.key.data)
+        ring_add(&rows->vectors->key, rows, s, block->first + w->from + s->from, NULL, s->scores);
     for (int n = 0; n < 2; n++)
         if (is_added(additive[n]))
             add_tile(s, w->additive[n]);
@@ -325,7 +328,13 @@ attend_segment(const struct attn_attention *a, int64_t batch, struct row_block *
         v_store(sums + i * LANES, sum[i]);
     if (a->dropout_p > 0)
         drop_weights(a, batch, rows, s->lane, s->nv, s->width, s->scores, block->first + w->from + s->from, s->keys);
+    struct vector_band band = {0};
+    if (a->relative.value.data) /* before faint weights are lifted */
+        band = band_make(&rows->vectors->key, rows, s, block->first + w->from + s->from, s->scores, s->width, rows->vectors->band);
     value_output(w, s, own, block->value, block->value_row, block->keys, a->value_dim, &block->value_state, decay, rows->output);
+    if (a->relative.value.data)
+        band_output(a, batch, rows, &rows->vectors->key, &a->relative.value, s, w->sight == ATTN_PARTIAL ? w->seen : NULL, &band, a->value_dim,
+                    w->staging, rows->output);
 }
 
 /* One row block attends to one key block. */
@@ -334,6 +343,8 @@ attend(const struct attn_attention *a, int64_t batch, struct row_block *rows, st
 {
     if (tile_sight(a, batch, rows, block, true, w) == ATTN_HIDDEN)
         return;
+    if (a->relative.key.data)
+        ring_prepare(a, batch, rows, &rows->vectors->key, block->first + w->from, w->keys, w->staging);
     for (struct segment s = {0}; next_segment(rows, w, a->head_dim, &s);)
         attend_segment(a, batch, rows, block, w, &s);
 }

@@ -28,6 +28,7 @@
 #define query_factor_of SUFFIX(query_factor_of)
 #define scaled_query SUFFIX(scaled_query)
 #define score_factor SUFFIX(score_factor)
+#define vectors_place SUFFIX(vectors_place)
 
 /* How the rows of one (batch element, key/value head) are cut into row blocks. */
 struct attn_row_layout {
@@ -39,7 +40,7 @@ struct attn_row_layout {
 static inline struct attn_row_layout
 attn_row_layout(const struct attn_attention *a, int64_t positions)
 {
-    struct attn_row_layout layout = {.positions = positions, .paired = positions < ATTN_BLOCK && a->group > 1};
+    struct attn_row_layout layout = {.positions = positions, .paired = positions < ATTN_BLOCK && a->group > 1 && !a->relative.key.data};
     layout.blocks = layout.paired ? (positions * a->group + ATTN_BLOCK - 1) / ATTN_BLOCK : (positions + ATTN_BLOCK - 1) / ATTN_BLOCK * a->group;
     return layout;
 }
@@ -63,6 +64,8 @@ attn_round_up(size_t bytes)
 }
 #endif
 
+struct vectors_place;
+
 struct row_block {
     int count;                            /* live lanes: those that are computed and stored */
     uint64_t valid;                       /* bit = lane: not past the query's length */
@@ -82,6 +85,7 @@ struct row_block {
     REAL sum[ATTN_BLOCK] __attribute__((aligned(64)));  /* running sum of 2^(score - top) */
     REAL *query;                          /* [group][E][width], scaled by scale log2(e) */
     REAL *output;                         /* [group][D][width] */
+    struct vectors_place *vectors;      /* positions_vectors.inc.h; not set without vectors of distances */
 };
 
 /* Vectors of the group that starts at lane `lane` of `count`: the fewest that hold the rest. */

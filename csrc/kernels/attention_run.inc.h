@@ -19,7 +19,8 @@ attention_plan(const void *arguments, struct attn_plan *plan)
     plan->tasks[1] = cut.kv_heads;
     plan->workspace = cut.shares_head ? (size_t)cut.kv_heads * parts_bytes(a, &cut) : 0;
     plan->scratch = workplace_bytes(a->head_dim, a->value_dim) +
-                    (cut.decodes ? decode_bytes(a) : (size_t)cut.shared * rows_bytes(a->head_dim, a->value_dim)) +
+                    (cut.decodes ? decode_bytes(a) : (size_t)cut.shared * (rows_bytes(a->head_dim, a->value_dim) + vectors_bytes(a, 1))) +
+                    (a->relative.value.data ? ATTN_BAND * ATTN_BLOCK * sizeof(REAL) : 0) +
                     (cut.keeps_parts && !cut.shares_head ? parts_bytes(a, &cut) : 0);
     plan->cost = 2.0 * (double)(a->batch * a->heads) * (double)a->query_length * (double)a->key_length * (double)(a->head_dim + a->value_dim + 8);
 }
@@ -36,9 +37,13 @@ attend_part(const struct attn_attention *a, const struct attn_forward_cut *cut, 
         return;
     }
     struct row_block *rows = rows_place(memory, a->head_dim);
+    memory += rows_bytes(a->head_dim, a->value_dim);
+    vectors_open(a, memory, (REAL *)(memory + vectors_bytes(a, 1)), 1, rows);
     rows_load(a, cut->layout, batch, kv_head, 0, w->staging, rows);
+    if (a->relative.key.data)
+        vectors_start(a, batch, rows, w->staging);
     rows_start(a, batch, rows, first == 0);
-    if (attend_range(a, batch, kv_head, memory, 0, 1, first, end, w))
+    if (attend_range(a, batch, kv_head, (char *)rows, 0, 1, first, end, w))
         rows_part(a, rows, to);
 }
 
@@ -47,10 +52,13 @@ static void
 attend_blocks(const struct attn_attention *a, const struct attn_forward_cut *cut, int64_t batch, int64_t kv_head, int64_t from, int64_t n,
               struct workplace *w, char *memory)
 {
-    size_t bytes = rows_bytes(a->head_dim, a->value_dim);
+    size_t own = rows_bytes(a->head_dim, a->value_dim), bytes = own + vectors_bytes(a, 1);
     for (int64_t i = 0; i < n; i++) {
         struct row_block *rows = rows_place(memory + (size_t)i * bytes, a->head_dim);
+        vectors_open(a, (char *)rows + own, (REAL *)(memory + (size_t)n * bytes), 1, rows);
         rows_load(a, cut->layout, batch, kv_head, from + i, w->staging, rows);
+        if (a->relative.key.data)
+            vectors_start(a, batch, rows, w->staging);
         rows_start(a, batch, rows, true);
     }
     if (!attend_range(a, batch, kv_head, memory, bytes, n, 0, a->key_length, w))

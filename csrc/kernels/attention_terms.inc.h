@@ -5,6 +5,8 @@
 #define ATTN_TERMS_NAMES
 #define segment SUFFIX(segment)
 #define saturating_sum SUFFIX(saturating_sum)
+#define biased_score SUFFIX(biased_score)
+#define add_bias SUFFIX(add_bias)
 #define repaired_score SUFFIX(repaired_score)
 #define repair_scores SUFFIX(repair_scores)
 #define softcap_tanh SUFFIX(softcap_tanh)
@@ -39,9 +41,10 @@ saturating_sum(vreal x, vreal y)
 }
 
 /* A score that came out inf or NaN in REAL, from finite rows: again in a wider type, saturated. Rows that are not finite keep theirs.
- * query: a row of the operand, or turned; key: a row as it was loaded. */
+ * query: a row of the operand, or turned; key: a row as it was loaded; bias: what is added to the query, where `biases` has data. */
 static REAL
-repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const REAL *key, REAL score)
+biased_score(const struct attn_attention *a, const char *query, const struct attn_tensor *queries, const char *bias, const struct attn_tensor *biases,
+             const REAL *key, REAL score)
 {
 #if REAL_BITS == 32
     double factor = a->scale * LOG2E, sum = 0;
@@ -50,11 +53,30 @@ repaired_score(const struct attn_attention *a, const struct attn_tensor *queries
 #endif
     for (int64_t d = 0; d < a->head_dim; d++) {
         REAL q = to_real(query + d * queries->column, queries->type, queries->swapped);
-        if (q - q != 0 || key[d] - key[d] != 0)
+        REAL added = biases->data ? *(const REAL *)(bias + d * biases->column) : 0;
+        if (q - q != 0 || key[d] - key[d] != 0 || added - added != 0)
             return score;
-        sum += factor * q * key[d];
+        sum += factor * q * key[d] + factor * added * key[d];
     }
     return sum > REAL_MAX ? REAL_MAX : sum < -REAL_MAX ? -REAL_MAX : (REAL)sum;
+}
+
+static REAL
+repaired_score(const struct attn_attention *a, const struct attn_tensor *queries, const char *query, const REAL *key, REAL score)
+{
+    static const struct attn_tensor none;
+    return biased_score(a, query, queries, NULL, &none, key, score);
+}
+
+/* row[c] += the bias of a head, (B.., H, n); absent: nothing. */
+static void
+add_bias(const struct attn_attention *a, const struct attn_tensor *bias, int64_t batch, int64_t head, int64_t n, REAL *row)
+{
+    if (!bias->data)
+        return;
+    const char *from = scalar_at(a, bias, batch, head);
+    for (int64_t c = 0; c < n; c++)
+        row[c] += *(const REAL *)(from + c * bias->column);
 }
 
 /* key: the segment's first. memory: a row of E REALs. */
@@ -66,10 +88,11 @@ repair_scores(const struct attn_attention *a, int64_t batch, const struct row_bl
     for (int t = 0; t < s->keys; t++)
         for (int i = 0; i < s->nv * LANES && s->lane + i < rows->count; i++) {
             REAL *score = s->scores + t * s->width + i;
-            const struct attn_tensor *of = queries;
+            const struct attn_tensor *of = queries, *biases = &a->relative.content_bias;
             if (*score - *score != 0) {
                 const char *query = turned_query(a, batch, rows, s->lane + i, &of, &turned, memory);
-                *score = repaired_score(a, of, query, key + t * key_row, *score);
+                const char *bias = biases->data ? scalar_at(a, biases, batch, rows->head[s->lane + i]) : NULL;
+                *score = biased_score(a, query, of, bias, biases, key + t * key_row, *score);
             }
         }
 }
