@@ -330,7 +330,8 @@ def test_unknown_level_is_refused():
 
 # Vectors of lanes in the groups of each level (attention_tile.inc.h, GROUP_VECTORS): a function by each number.
 GROUPS = {"avx512": (4, 2, 1), "avx2": (2, 1), "baseline": (2, 1)}
-NAMES = [(level, f"{what}_by_{nv}") for level in LEVELS for nv in GROUPS[level] for what in ("scores", "output", "product_rows")]
+TILES = ("scores", "output", "product_rows")
+NAMES = [(level, f"{what}_by_{nv}") for level in LEVELS for nv in GROUPS[level] for what in TILES]
 
 
 def accumulators(level, nv):
