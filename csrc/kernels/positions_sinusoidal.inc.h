@@ -18,12 +18,19 @@ struct sinusoidal_work {
     int64_t row_bytes, group;    /* of y; rows that are stored together */
     int64_t runs, runs_of_line, runs_of_task;
     const double *high, *low; /* frequencies in turns, in the workspace; what pads them repeats the last */
-    bool evenly, stream, adjacent;
+    bool evenly, stream, adjacent, in_place; /* adjacent: rows of y follow one another */
 };
 
-/* A part's row, the step from row to row, and the position it belongs to. */
-struct sinusoidal_state {
+/* A part's row and the step from row to row, in whole vectors; how they are laid out in y. */
+struct sinusoidal_vectors {
     double *sine, *cosine, *step_sine, *step_cosine;
+    const double *high, *low;
+    int64_t frequencies, padded, dim;
+    bool concatenated;
+};
+
+struct sinusoidal_state {
+    struct sinusoidal_vectors vectors;
     double step, position[SINUSOIDAL_RUN];
     bool evenly;
 };
@@ -47,6 +54,7 @@ sinusoidal_describe(const struct attn_sinusoidal *a, struct sinusoidal_work *w)
     w->evenly = a->y.type != ATTN_FLOAT64;
     w->stream = rows * w->row_bytes >= SINUSOIDAL_STREAM;
     w->adjacent = a->y.column == size && a->y.batch[a->ndim - 1] == w->row_bytes;
+    w->in_place = w->adjacent && !w->stream;
 }
 
 /* Each frequency is the one LANES before it times the same number: short chains. */
@@ -98,19 +106,40 @@ store_some(char *to, vreal x, int64_t count, bool wide, bool whole)
             memcpy(to + i * (wide ? 8 : 4), wide ? (char *)&x + 8 * i : (char *)&narrow + 4 * i, wide ? 8 : 4);
 }
 
+/* The smaller of |x| and |y|. */
+ATTN_INLINE vreal
+v_least_size(vreal x, vreal y)
+{
+#if defined ATTN_ISA_AVX512
+    return (vreal)_mm512_range_pd((__m512d)x, (__m512d)y, 10);
+#else
+    return v_min(v_abs(x), v_abs(y));
+#endif
+}
+
+ATTN_INLINE bool
+v_any_below(vreal x, REAL limit)
+{
+#if defined ATTN_ISA_AVX512
+    return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(limit), _CMP_LT_OQ) != 0;
+#else
+    return v_any(x < v_splat(limit));
+#endif
+}
+
 /* Sines and cosines i ... i + LANES - 1 of a row of doubles or floats; nothing beyond the row. whole: the row has all of them. */
 ATTN_INLINE void
-sinusoidal_emit(const struct sinusoidal_work *w, int64_t i, vreal s, vreal c, char *row, bool wide, bool whole)
+sinusoidal_emit(const struct sinusoidal_vectors *v, int64_t i, vreal s, vreal c, char *row, bool wide, bool whole)
 {
-    int64_t n = w->frequencies, size = wide ? sizeof(double) : sizeof(float);
-    if (w->a->concatenated) {
+    int64_t n = v->frequencies, size = wide ? sizeof(double) : sizeof(float);
+    if (v->concatenated) {
         store_some(row + i * size, s, n - i, wide, whole);
         store_some(row + (n + i) * size, c, n - i, wide, whole);
     } else if (whole && !wide) {
         vpairs pairs = v_pairs(__builtin_convertvector(s, vsingle), __builtin_convertvector(c, vsingle));
         memcpy(row + 2 * i * size, &pairs, sizeof pairs);
     } else {
-        int64_t room = w->a->dim - 2 * i; /* in an odd dim the last cosine has none */
+        int64_t room = v->dim - 2 * i; /* in an odd dim the last cosine has none */
         store_some(row + 2 * i * size, v_interleave_low(s, c), attn_min(room, LANES), wide, whole);
         store_some(row + (2 * i + LANES) * size, v_interleave_high(s, c), attn_min(room - LANES, LANES), wide, whole);
     }
@@ -118,103 +147,104 @@ sinusoidal_emit(const struct sinusoidal_work *w, int64_t i, vreal s, vreal c, ch
 
 /* Vectors that a row has whole; one more may be begun. */
 static inline int64_t
-sinusoidal_whole(const struct sinusoidal_work *w)
+sinusoidal_whole(const struct sinusoidal_vectors *v)
 {
-    int64_t n = w->frequencies - (!w->a->concatenated && w->a->dim % 2);
+    int64_t n = v->frequencies - (!v->concatenated && v->dim % 2);
     return n - n % LANES;
 }
 
 ATTN_INLINE void
-sinusoidal_exact_vector(const struct sinusoidal_work *w, struct sinusoidal_state *state, double position, int64_t i, char *to, bool wide, bool whole)
+sinusoidal_exact_vector(const struct sinusoidal_vectors *v, double position, int64_t i, char *to, bool wide, bool whole)
 {
     vreal s, c;
-    v_sinusoid(v_splat(position), w->high + i, w->low + i, &s, &c);
-    v_store(state->sine + i, s);
-    v_store(state->cosine + i, c);
-    sinusoidal_emit(w, i, s, c, to, wide, whole);
+    v_sinusoid(v_splat(position), v->high + i, v->low + i, &s, &c);
+    v_store(v->sine + i, s);
+    v_store(v->cosine + i, c);
+    sinusoidal_emit(v, i, s, c, to, wide, whole);
 }
 
 /* A row from its position alone. `to` holds doubles or floats. */
 ATTN_INLINE void
-sinusoidal_exact(const struct sinusoidal_work *w, struct sinusoidal_state *state, double position, char *to, bool wide)
+sinusoidal_exact(const struct sinusoidal_vectors *v, double position, char *to, bool wide)
 {
-    int64_t whole = sinusoidal_whole(w);
+    int64_t whole = sinusoidal_whole(v);
     for (int64_t i = 0; i < whole; i += LANES)
-        sinusoidal_exact_vector(w, state, position, i, to, wide, true);
-    if (whole < w->padded)
-        sinusoidal_exact_vector(w, state, position, whole, to, wide, false);
+        sinusoidal_exact_vector(v, position, i, to, wide, true);
+    if (whole < v->padded)
+        sinusoidal_exact_vector(v, position, whole, to, wide, false);
 }
 
 /* Rows where a sine or cosine is too small to be left to rotations. */
 ATTN_NOINLINE void
-sinusoidal_mend(const struct sinusoidal_work *w, const double *position, int rows, int64_t i, vreal *s, vreal *c)
+sinusoidal_mend(const double *high, const double *low, const double *position, int rows, vreal *s, vreal *c)
 {
     for (int r = 0; r < rows; r++)
-        v_sinusoid(v_splat(position[r]), w->high + i, w->low + i, &s[r], &c[r]);
+        v_sinusoid(v_splat(position[r]), high, low, &s[r], &c[r]);
 }
 
 ATTN_INLINE void
-sinusoidal_turn_vector(const struct sinusoidal_work *w, struct sinusoidal_state *state, const double *position, int rows, int64_t i, char *to,
-                       int64_t pitch, bool whole)
+sinusoidal_turn_vector(const struct sinusoidal_vectors *v, const double *position, int rows, int64_t i, char *to, int64_t pitch, bool whole)
 {
-    vreal step_s = v_load(state->step_sine + i), step_c = v_load(state->step_cosine + i), smallest = v_splat(1);
+    vreal step_s = v_load(v->step_sine + i), step_c = v_load(v->step_cosine + i), smallest = v_splat(1);
     vreal s[SINUSOIDAL_ROWS + 1], c[SINUSOIDAL_ROWS + 1];
-    s[0] = v_load(state->sine + i);
-    c[0] = v_load(state->cosine + i);
+    s[0] = v_load(v->sine + i);
+    c[0] = v_load(v->cosine + i);
     ATTN_UNROLL
     for (int r = 1; r <= rows; r++) {
         s[r] = s[r - 1] * step_c + c[r - 1] * step_s;
         c[r] = c[r - 1] * step_c - s[r - 1] * step_s;
-        smallest = v_min(smallest, v_min(v_abs(s[r]), v_abs(c[r])));
+        smallest = v_least_size(smallest, v_least_size(s[r], c[r]));
     }
-    v_store(state->sine + i, s[rows]);
-    v_store(state->cosine + i, c[rows]);
-    if (__builtin_expect(v_any(smallest < v_splat(0x1p-19)), 0)) {
+    v_store(v->sine + i, s[rows]);
+    v_store(v->cosine + i, c[rows]);
+    if (__builtin_expect(v_any_below(smallest, 0x1p-19), 0)) {
         vreal mended_s[SINUSOIDAL_ROWS], mended_c[SINUSOIDAL_ROWS];
-        sinusoidal_mend(w, position, rows, i, mended_s, mended_c);
+        sinusoidal_mend(v->high + i, v->low + i, position, rows, mended_s, mended_c);
         ATTN_UNROLL
         for (int r = 0; r < rows; r++)
-            sinusoidal_emit(w, i, mended_s[r], mended_c[r], to + r * pitch, false, whole);
+            sinusoidal_emit(v, i, mended_s[r], mended_c[r], to + r * pitch, false, whole);
         return;
     }
     ATTN_UNROLL
     for (int r = 1; r <= rows; r++)
-        sinusoidal_emit(w, i, s[r], c[r], to + (r - 1) * pitch, false, whole);
+        sinusoidal_emit(v, i, s[r], c[r], to + (r - 1) * pitch, false, whole);
 }
 
 /* The next `rows` rows of floats, `pitch` bytes apart. 63 rotations err by less than 2^-45: a quarter of a unit of a float that is not smaller than 2^-19.
  * Where one is smaller, its vector of frequencies is computed anew. */
 ATTN_INLINE void
-sinusoidal_turn(const struct sinusoidal_work *w, struct sinusoidal_state *state, const double *position, int rows, char *to, int64_t pitch)
+sinusoidal_turn(const struct sinusoidal_vectors *v, const double *position, int rows, char *to, int64_t pitch)
 {
-    int64_t whole = sinusoidal_whole(w);
+    int64_t whole = sinusoidal_whole(v);
     for (int64_t i = 0; i < whole; i += LANES)
-        sinusoidal_turn_vector(w, state, position, rows, i, to, pitch, true);
-    if (whole < w->padded)
-        sinusoidal_turn_vector(w, state, position, rows, whole, to, pitch, false);
+        sinusoidal_turn_vector(v, position, rows, i, to, pitch, true);
+    if (whole < v->padded)
+        sinusoidal_turn_vector(v, position, rows, whole, to, pitch, false);
 }
 
 /* Rows first ... first + n - 1 of a part's run, n at most SINUSOIDAL_ROWS, to `to`, as doubles or floats. Row 0 comes alone. */
 ATTN_NOINLINE void
-sinusoidal_rows(const struct sinusoidal_work *w, struct sinusoidal_state *state, int64_t first, int64_t n, char *to, int64_t pitch)
+sinusoidal_rows(const struct sinusoidal_state *state, int64_t first, int64_t n, char *to, int64_t pitch, bool wide)
 {
+    const struct sinusoidal_vectors v = state->vectors;
     const double *position = state->position + first;
-    int64_t size = sizeof(float);
-    if (first > 0 && state->evenly && n == SINUSOIDAL_ROWS)
-        sinusoidal_turn(w, state, position, SINUSOIDAL_ROWS, to, pitch);
+    int64_t size = wide ? sizeof(double) : sizeof(float);
+    if (first > 0 && state->evenly && n == SINUSOIDAL_ROWS && v.concatenated)
+        sinusoidal_turn(&v, position, SINUSOIDAL_ROWS, to, pitch);
+    else if (first > 0 && state->evenly && n == SINUSOIDAL_ROWS)
+        sinusoidal_turn(&v, position, SINUSOIDAL_ROWS, to, pitch);
     else if (first > 0 && state->evenly)
         for (int64_t r = 0; r < n; r++)
-            sinusoidal_turn(w, state, position + r, 1, to + r * pitch, pitch);
-    else if (w->a->y.type == ATTN_FLOAT64) {
-        size = sizeof(double);
+            sinusoidal_turn(&v, position + r, 1, to + r * pitch, pitch);
+    else if (wide)
         for (int64_t r = 0; r < n; r++)
-            sinusoidal_exact(w, state, position[r], to + r * pitch, true);
-    } else
+            sinusoidal_exact(&v, position[r], to + r * pitch, true);
+    else
         for (int64_t r = 0; r < n; r++)
-            sinusoidal_exact(w, state, position[r], to + r * pitch, false);
-    if (w->a->concatenated && w->a->dim % 2)
+            sinusoidal_exact(&v, position[r], to + r * pitch, false);
+    if (v.concatenated && v.dim % 2)
         for (int64_t r = 0; r < n; r++)
-            memset(to + r * pitch + (w->a->dim - 1) * size, 0, (size_t)size);
+            memset(to + r * pitch + (v.dim - 1) * size, 0, (size_t)size);
 }
 
 /* The same in y's type. Half types come by way of `floats`. */
@@ -223,9 +253,9 @@ sinusoidal_put(const struct sinusoidal_work *w, struct sinusoidal_state *state, 
 {
     enum attn_type type = w->a->y.type;
     if (type == ATTN_FLOAT64 || type == ATTN_FLOAT32)
-        sinusoidal_rows(w, state, first, n, to, w->row_bytes);
+        sinusoidal_rows(state, first, n, to, w->row_bytes, type == ATTN_FLOAT64);
     else {
-        sinusoidal_rows(w, state, first, n, (char *)floats, w->a->dim * (int64_t)sizeof(float));
+        sinusoidal_rows(state, first, n, (char *)floats, w->a->dim * (int64_t)sizeof(float), false);
         for (int64_t r = 0; r < n; r++)
             store_row_f32(to + r * w->row_bytes, sizeof(uint16_t), floats + r * w->a->dim, w->a->dim, type, false);
     }
@@ -252,8 +282,6 @@ sinusoidal_store(const struct sinusoidal_work *w, char *y, const char *rows, int
     int64_t size = attn_type_size(t->type), stride = t->batch[w->a->ndim - 1], columns = w->a->parts * w->a->dim;
     if (w->adjacent && w->stream)
         copy_past_caches(y, rows, n * w->row_bytes);
-    else if (w->adjacent)
-        memcpy(y, rows, (size_t)(n * w->row_bytes));
     else
         for (int64_t r = 0; r < n; r++)
             if (t->column == size)
@@ -295,8 +323,8 @@ sinusoidal_begin(const struct sinusoidal_work *w, int part, int64_t line, int64_
         for (int64_t i = 0; i < w->padded; i += LANES) {
             vreal s, c;
             v_sinusoid(v_splat(state->step), w->high + i, w->low + i, &s, &c);
-            v_store(state->step_sine + i, s);
-            v_store(state->step_cosine + i, c);
+            v_store(state->vectors.step_sine + i, s);
+            v_store(state->vectors.step_cosine + i, c);
         }
     }
 }
@@ -313,11 +341,12 @@ sinusoidal_run_of_rows(const struct sinusoidal_work *w, int64_t run, struct sinu
         sinusoidal_begin(w, part, line, first, n, &state[part]);
     for (int64_t r = 0; r < n;) {
         int64_t rows = r == 0 ? 1 : attn_min(SINUSOIDAL_ROWS, n - r);
+        char *to = w->in_place ? y + r * stride : made + waiting * w->row_bytes;
         for (int part = 0; part < a->parts; part++)
-            sinusoidal_put(w, &state[part], r, rows, made + waiting * w->row_bytes + part * (w->row_bytes / a->parts), floats);
+            sinusoidal_put(w, &state[part], r, rows, to + part * (w->row_bytes / a->parts), floats);
         r += rows;
         waiting += rows;
-        if (waiting >= w->group || r == n) {
+        if (!w->in_place && (waiting >= w->group || r == n)) {
             sinusoidal_store(w, y + (r - waiting) * stride, made, waiting);
             waiting = 0;
         }
@@ -350,7 +379,9 @@ sinusoidal_run(const void *arguments, int phase, int64_t task, void *scratch)
         return;
     }
     for (int part = 0; part < w.a->parts; part++) {
-        state[part] = (struct sinusoidal_state){next, next + w.padded, next + 2 * w.padded, next + 3 * w.padded, .step = __builtin_nan("")};
+        state[part].vectors = (struct sinusoidal_vectors){next, next + w.padded, next + 2 * w.padded, next + 3 * w.padded, w.high, w.low,
+                                                          w.frequencies, w.padded, w.a->dim, w.a->concatenated};
+        state[part].step = __builtin_nan("");
         next += 4 * w.padded;
     }
     float *floats = (float *)next;
