@@ -90,8 +90,8 @@ def sinusoid(shape, dtype, option="plain", seed=0):
     batch, L, dim = shape
     first = rng.integers(-100, 1000, (*batch, 1))
     arguments = {"positions": first + np.arange(L), "dim": dim, "dtype": DTYPES[dtype]}
-    if option == "plain" and not batch:
-        arguments["positions"] = L
+    if option == "plain":
+        arguments["positions"] = arguments["positions"].astype(np.float64) if batch else L
     if option in ("concatenated", "both"):
         arguments["layout"] = "concatenated"
     if option in ("half_minus_one", "both"):
@@ -110,7 +110,7 @@ def sinusoid(shape, dtype, option="plain", seed=0):
 def image(shape, dtype, option="plain", seed=0):
     rng = _rng(shape, option, seed)
     rows, columns, dim = shape
-    arguments = {"rows": np.arange(rows), "columns": columns, "dim": dim, "dtype": DTYPES[dtype]}
+    arguments = {"rows": np.arange(rows) / 1, "columns": columns, "dim": dim, "dtype": DTYPES[dtype]}
     if option == "integers":
         arguments["rows"] = rows
     if option == "columns_first":
