@@ -10,7 +10,7 @@ AWAY := mkdir -p build/away && cd build/away &&
 HERE := $(CURDIR)
 PYTEST := $(AWAY) $(HERE)/.venv/bin/pytest -q -c $(HERE)/pyproject.toml --rootdir $(HERE)
 
-.PHONY: help demo train train-twin long-document test test-peers bench sanitize valgrind thread-sanitize lint clean
+.PHONY: help demo train train-twin train-transformer digits digits-twin length-extrapolation long-document test test-peers bench sanitize valgrind thread-sanitize lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,6 +27,18 @@ train-twin: .venv/installed .venv/extra-twin ## the same, and the first steps be
 
 long-document: .venv/installed .venv/extra-plot ## 65536 words of Paradise Lost through a layer of Longformer's attention; ARGS=... is passed on
 	@.venv/bin/python examples/long_document.py $(ARGS)
+
+train-transformer: .venv/installed .venv/extra-train ## the Transformer of 2017 learns to sort digits and to reverse words; ARGS=... is passed on
+	@.venv/bin/python examples/train_transformer.py $(ARGS)
+
+digits: .venv/installed .venv/extra-digits ## a small vision transformer learns to read digits and shows where it looks
+	@.venv/bin/python examples/digits_vit.py $(ARGS)
+
+digits-twin: .venv/installed .venv/extra-digits .venv/extra-twin ## the same, and the first steps beside PyTorch
+	@.venv/bin/python examples/digits_vit.py $(ARGS)
+
+length-extrapolation: .venv/installed .venv/extra-train ## five position schemes on texts longer than they learned from
+	@.venv/bin/python examples/length_extrapolation.py $(ARGS)
 
 test: .venv/installed .venv/extra-test ## the test suite, without the other libraries
 	$(PYTEST) --ignore $(HERE)/tests/test_peers $(HERE)/tests

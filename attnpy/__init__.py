@@ -4,8 +4,9 @@ Letters in every docstring: H query heads, G key/value heads (G divides H), L qu
 and key, D that of value and output, "..." batch axes, which broadcast as in NumPy.
 
 `attnpy.reference` holds the same functions in float64 NumPy, to read and to compare; it needs no compiled code.
+`attnpy.nn` has layers with parameters, and the Transformer built of them; `attnpy.io` loads their weights from files.
 `attnpy.plot` draws weights as heat maps and needs matplotlib. `attnpy.integrations` answers calls with arrays of
-autograd and PyTorch. All three load when first used.
+autograd and PyTorch. All of them load when first used.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from ._attention import (
 from ._attention_backward import AttentionGradients, attention_weights_backward, scaled_dot_product_attention_backward
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
+from ._attention_multi_head import multi_head_attention
 from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._layers import (
     geglu,
@@ -76,6 +78,7 @@ __all__ = [  # noqa: RUF022, by family
     "attention_weights",
     "attention_received",
     "merge_attention",
+    "multi_head_attention",
     "scaled_dot_product_attention_backward",
     "attention_weights_backward",
     "scaled_dot_product_attention_jvp",
@@ -157,13 +160,15 @@ __all__ = [  # noqa: RUF022, by family
     "reference",
     "plot",
     "integrations",
+    "nn",
+    "io",
 ]
 
 
 def __getattr__(name):
     from importlib import import_module
 
-    if name in ("reference", "plot", "integrations"):
+    if name in ("reference", "plot", "integrations", "nn", "io"):
         return import_module(f"attnpy.{name}")
     if name == "BlockMask":
         return import_module("attnpy._masks").BlockMask

@@ -23,6 +23,7 @@ FAMILIES = (
     "bench_attention",
     "bench_attention_backward",
     "bench_attention_jvp",
+    "bench_layers_encoder",
     "bench_layers_linear",
     "bench_positions",
     "bench_positions_vectors",

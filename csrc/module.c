@@ -15,6 +15,7 @@ static const struct family *const families[] = {
     &attn_loss_family,
     &attn_merge_family,
     &attn_merge_backward_family,
+    &attn_multi_head_family,
     &attn_norm_family,
     &attn_learned_family,
     &attn_sinusoidal_family,

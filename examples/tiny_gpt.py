@@ -2,8 +2,7 @@
 
 Letters: B sequences of L characters, T = B L, H heads of D numbers, C = H D channels, V characters in the alphabet.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), here without biases;
-Hendrycks, Gimpel 2016, arXiv:1606.08415 (GELU); Ba et al. 2016, arXiv:1607.06450 (layer normalization);
-Loshchilov, Hutter 2019, arXiv:1711.05101 (AdamW).
+Hendrycks, Gimpel 2016, arXiv:1606.08415 (GELU); Ba et al. 2016, arXiv:1607.06450 (layer normalization).
 """
 
 import math
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import autograd.numpy as np
+from adamw import AdamW
 from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 
@@ -176,29 +176,6 @@ class Trainer:
         results = list(self.pool.map(lambda part: value_and_grad(loss)(self.weights, self.shape, *part), parts))
         losses, gradients = zip(*results)
         return sum(losses) / PARTS, {name: sum(part[name] for part in gradients) / PARTS for name in self.weights}
-
-
-class AdamW:
-    """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= rate (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon)
-    + decay w): weights change in place, and only matrices decay."""
-
-    def __init__(self, weights, decay=0.1, betas=(0.9, 0.99), epsilon=1e-8):
-        self.weights, self.decay, self.betas, self.epsilon = weights, decay, betas, epsilon
-        self.moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in weights.items()}
-        self.steps = 0
-
-    def step(self, gradients, rate):
-        self.steps += 1
-        (b1, b2), t = self.betas, self.steps
-        for name, w in self.weights.items():
-            g, (m, v) = gradients[name], self.moments[name]
-            m *= b1
-            m += (1 - b1) * g
-            v *= b2
-            v += (1 - b2) * (g * g)
-            if w.ndim == 2:
-                w *= 1 - rate * self.decay
-            w -= rate / (1 - b1**t) * m / (np.sqrt(v / (1 - b2**t)) + self.epsilon)
 
 
 def sample(weights, shape, start, count, rng, temperature=0.5):

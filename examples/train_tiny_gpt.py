@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import math
 import shutil
 import statistics
 import sys
@@ -15,6 +14,7 @@ import attnpy
 
 try:
     import tiny_gpt
+    from adamw import rate
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 except ModuleNotFoundError as error:
@@ -104,13 +104,6 @@ class Text:
         return self.held_out[:end].reshape(-1, self.length), self.held_out[1 : end + 1].reshape(-1, self.length)
 
 
-def rate(step, options):
-    """Rises over the first tenth, then falls to a tenth along a cosine."""
-    warm = options.steps / 10
-    fall = 0.55 + 0.45 * math.cos(math.pi * max(0.0, step - warm) / (options.steps - warm))
-    return options.rate * min((step + 1) / warm, fall)
-
-
 def train(trainer, text, options):
     """The loss of each step, and [(step, loss on the held-out text)]."""
     losses, held_out = [], []
@@ -124,7 +117,7 @@ def train(trainer, text, options):
         file=sys.stdout,
     )
     for step in bar:
-        losses.append(trainer.step(*next(batches), rate(step, options)))
+        losses.append(trainer.step(*next(batches), rate(step, options.steps, options.rate)))
         if step % 100 == 99 or step == options.steps - 1:
             held_out.append((step + 1, tiny_gpt.loss(trainer.weights, trainer.shape, *text.held_out_pieces())))
         now = f"loss {np.mean(losses[-20:]):.3f}" + (f", held out {held_out[-1][1]:.3f}" if held_out else "")
@@ -171,7 +164,7 @@ def compare(weights, shape, text, options, losses):
         for name, trainer in trainers.items():
             time.sleep(0.02)  # let the other's threads go to sleep
             start = time.perf_counter()
-            found[name].append(trainer.step(*batch, rate(step, options)))
+            found[name].append(trainer.step(*batch, rate(step, options.steps, options.rate)))
             seconds[name].append(time.perf_counter() - start)
     again = "the same bits" if found["attnpy"] == losses[:steps] else "DIFFERENT bits"
     apart = max(abs(a - b) for a, b in zip(*found.values()))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import bounds
 import bounds_layers_linear
+import bounds_multi_head
 import bounds_positions_relative
 import bounds_positions_rotary
 import bounds_positions_tables
@@ -40,6 +41,7 @@ from cases_layers import LAYERS
 from cases_layers_linear import LINEAR
 from cases_layers_loss import LOSS
 from cases_merge import DROPOUT_SHAPES, MERGE_SHAPES, dropout, merge, merge_backward
+from cases_multi_head import MULTI_HEAD
 from cases_positions_relative import POSITIONS_RELATIVE
 from cases_positions_rotary import POSITIONS_ROTARY
 from cases_positions_tables import POSITIONS_TABLES
@@ -52,7 +54,7 @@ import attnpy
 
 BOUNDS = (
     bounds, bounds_varlen, bounds_positions_relative, bounds_positions_rotary, bounds_positions_tables,
-    bounds_positions_vectors, bounds_layers_linear,
+    bounds_positions_vectors, bounds_layers_linear, bounds_multi_head,
 )  # fmt: skip
 
 
@@ -382,6 +384,7 @@ CASES = {
     **POSITIONS_ROTARY,
     **LINEAR,
     **POSITIONS_TABLES,
+    **MULTI_HEAD,
     "get_num_threads": Row(refused=refusals.NO_ARGUMENTS),
     "set_num_threads": Row(refused=refusals.NUM_THREADS),
     "num_threads": Row(refused=refusals.ENTERED),

@@ -11,7 +11,7 @@ HEADINGS = ("Computes", "Given", "Returns", "Special", "Accuracy", "Source")
 FAMILIES = ("softmax", "attention", "masks", "positions", "layers")
 PARTED = ("positions", "layers")  # families of several parts, which have no place in common: FAMILY_part on every floor
 WITHOUT_KERNELS = ("masks",)  # what kernels of other families are given
-MODULES = ("reference", "plot", "integrations")  # public names that are modules
+MODULES = ("reference", "plot", "integrations", "nn", "io")  # public names that are modules
 # What families there are besides: stems of one floor or two, which compute nothing that a user calls.
 TOOLS = {
     "kernels": ("probe", "all"),
@@ -45,7 +45,7 @@ WITHOUT_README = {
 }
 
 LINES_OF_A_FUNCTION = 60
-LINES_OF_A_FILE = 420  # about 400
+LINES_OF_A_FILE = 440  # about 400
 LONG_FUNCTIONS = {}  # "file:function" → the reason
 LONG_FILES = {}  # file → the reason
 

@@ -268,6 +268,8 @@ def _core_axes(call, name):
         return 1
     if "softmax_backward" in call.function or call.function == "logsumexp_backward":
         return 0 if call.function == "logsumexp_backward" else 1
+    if call.function == "multi_head_attention" and name in ("query", "key", "value"):
+        return 2
     if name in ("query", "key", "value", "attn_mask", "bias", "grad_output", "output", "grad_weights", "relative_bias"):
         return 3
     if name in ("key_table", "value_table", "position_keys"):

@@ -21,6 +21,7 @@ METHODS = [  # constructors, and other methods with a name
     for method, thing in vars(getattr(attnpy, name)).items()
     if not method.startswith("_") and (isinstance(thing, classmethod) or inspect.isfunction(thing))
 ]
+OF_MODULES = [f"{module}.{name}" for module in ("nn", "io") for name in getattr(attnpy, module).__all__]
 ORDER = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References", "Examples"]
 MATHS = {"attention_received", "attention_weights", "dropout_mask", "log_softmax", "logsumexp", "merge_attention"}
 MATHS |= {"rotary_embedding", "rotary_frequencies", "rotary_tables", "rotary_tables_2d"}
@@ -44,7 +45,7 @@ def described(text):
     ]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + METHODS)
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + METHODS + OF_MODULES)
 def test_examples_run(name):
     thing = operator.attrgetter(name)(attnpy)
     found = [test for test in doctest.DocTestFinder(recurse=False).find(thing, name) if test.examples]
@@ -82,11 +83,15 @@ def test_maths_is_stated_and_sourced(name):
             assert "(" in line, f"no shape in: {line}"
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES + OF_MODULES)
 def test_see_also_leads_somewhere(name):
-    text = sections(getattr(attnpy, name).__doc__)["See Also"]
+    thing = operator.attrgetter(name)(attnpy)
+    neighbours = getattr(attnpy, name.split(".")[0]) if "." in name else attnpy
+    text = sections(thing.__doc__)["See Also"]
     for target in re.findall(r"[\w.]+", re.sub(r" : .*$", "", text, flags=re.MULTILINE)):
-        found = {"attnpy": attnpy, "numpy": np}.get(target.split(".")[0], getattr(attnpy, target.split(".")[0], None))
+        found = {"attnpy": attnpy, "numpy": np}.get(
+            target.split(".")[0], getattr(neighbours, target.split(".")[0], None)
+        )
         for part in target.split(".")[1:]:
             found = getattr(found, part)
         assert callable(found), target
@@ -119,6 +124,9 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     assert names["output"].shape == names["exact"].shape == (2, 8, 100, 64)
     matplotlib.pyplot.close("all")
     assert run_readme("import autograd")["gradient"].shape == (4, 10, 16)
+    layers = run_readme("from attnpy import nn")
+    assert layers["output"].shape == (2, 10, 64)
+    assert layers["gradients"]["self_attn"]["query_weight"].shape == (64, 64)
     long = run_readme("BlockMask.longformer")
     assert long["output"].shape == (8, 8192, 64)
     assert repr(long["mask"]) in (ROOT / "README.md").read_text()

@@ -78,6 +78,12 @@ SIGNATURES = {
     + RELATIVE
     + ROTARY
     + "out=None)",
+    "multi_head_attention": "(query, key, value, *, output_weight, query_weight=None, key_weight=None, value_weight=None, "  # noqa: E501
+    "qkv_weight=None, query_bias=None, key_bias=None, value_bias=None, output_bias=None, qkv_bias=None, "
+    "num_heads, num_kv_heads=None, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, bias=None, "
+    "causal_offset=None, window_size=None, softcap=None, alibi_slopes=None, sinks=None, query_lengths=None, "
+    "kv_lengths=None, relative_bias=None, rotary=None, rotary_interleaved=False, query_positions=None, "
+    "key_positions=None, rng=None, need_weights=False, out=None)",
     "merge_attention": "(outputs, lses, *, out=None)",
     "KVCache": "(num_layers, batch, num_kv_heads, max_length, head_dim, *, value_head_dim=None, "
     "dtype=<class 'numpy.float32'>, window=None)",
@@ -88,7 +94,8 @@ SIGNATURES = {
     "scale=None, kv_lengths=None, out=None)",
     "dropout_key": "(rng)",
     "dropout_mask": "(shape, dropout_p, key, *, dtype)",
-    "sinusoidal_encoding": "(positions, dim, *, base=10000.0, layout='interleaved', denominator='dim', dtype=None, out=None)",
+    "sinusoidal_encoding": "(positions, dim, *, base=10000.0, layout='interleaved', denominator='dim', dtype=None, "
+    "out=None)",
     "sinusoidal_encoding_2d": "(rows, columns, dim, *, base=10000.0, layout='interleaved', denominator='dim', "
     "order='rows_first', dtype=None, out=None)",
     "add_positions": "(x, table, offset=0, *, out=None)",
@@ -181,7 +188,7 @@ def plain(signature, without=()):
 
 def test_every_public_name_is_there_and_listed():
     assert len(set(attnpy.__all__)) == len(attnpy.__all__)
-    assert set(SIGNATURES) | {"reference", "plot", "integrations"} == set(attnpy.__all__)
+    assert set(SIGNATURES) | {"reference", "plot", "integrations", "nn", "io"} == set(attnpy.__all__)
     for name in attnpy.__all__:
         assert getattr(attnpy, name) is not None and name in dir(attnpy)
     with pytest.raises(AttributeError, match="module 'attnpy' has no attribute 'attention'"):
@@ -232,7 +239,7 @@ def test_import_loads_nothing_but_itself():
     code = "import sys, numpy; before = set(sys.modules); import attnpy; print(*sorted(set(sys.modules) - before))"
     loaded = run(code).split()
     assert [name for name in loaded if name.split(".")[0] not in ("attnpy", "__future__")] == []
-    assert not {"attnpy.plot", "attnpy.reference", "attnpy.integrations"} & {*loaded}
+    assert not {"attnpy.plot", "attnpy.reference", "attnpy.integrations", "attnpy.nn", "attnpy.io"} & {*loaded}
 
 
 def test_the_reference_imports_numpy_only():

@@ -22,21 +22,10 @@ from ._gradients_layers import (
     linear_backward,
     norm,
 )
+from ._gradients_multi_head import MULTI_HEAD, MULTI_HEAD_OPERANDS, multi_head, multi_head_backward
+from ._names import ATTENTION, GRADIENTS, RECEIVED, VARLEN, WEIGHTS
 from ._gradients_vectors import SHAW, XL, of_vectors
 from ._rule import Rule, or_zeros
-
-ROTARY = ("rotary_cos", "rotary_sin", "rotary_interleaved", "query_positions", "key_positions")
-POSITIONS = ("bias", "causal_offset", "window_size", "softcap", "alibi_slopes", "sinks", "query_lengths", "kv_lengths",
-             "relative_bias", *ROTARY)  # fmt: skip
-ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", *POSITIONS,
-             "dropout_key", "return_lse", "out")  # fmt: skip
-WEIGHTS = ("query", "key", "attn_mask", "is_causal", "scale", *POSITIONS, "rows", "out")
-RECEIVED = (*WEIGHTS[:-2], "out")
-VARLEN = ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k", "dropout_p", "is_causal", "scale", "causal_offset",
-          "window_size", "softcap", "alibi_slopes", "sinks", "relative_bias", *ROTARY, "dropout_key",
-          "return_lse", "out")  # fmt: skip
-# In the order of `needs` in _core:
-GRADIENTS = ("query", "key", "value", "attn_mask", "bias", "sinks", "alibi_slopes", "relative_bias")
 
 
 def _needs(names, places):
@@ -271,6 +260,7 @@ RULES = {
     "scaled_dot_product_attention": Rule(
         ATTENTION, frozenset(GRADIENTS), _attention, _attention_backward, _attention_jvp
     ),
+    "multi_head_attention": Rule(MULTI_HEAD, MULTI_HEAD_OPERANDS, multi_head, multi_head_backward),
     "attention_weights": Rule(WEIGHTS, frozenset(GRADIENTS), _weights, _weights_backward, needs_results=False),
     "attention_received": Rule(RECEIVED, frozenset(GRADIENTS), _received, _received_backward, needs_results=False),
     "varlen_attention": Rule(VARLEN, frozenset(GRADIENTS) & frozenset(VARLEN), _varlen, _varlen_backward),

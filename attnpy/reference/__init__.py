@@ -15,6 +15,7 @@ from ._attention_backward import AttentionGradients, attention_weights_backward,
 from ._attention_cache import attention_with_cache, paged_attention
 from ._attention_jvp import scaled_dot_product_attention_jvp
 from ._attention_merge_backward import merge_attention_backward
+from ._attention_multi_head import multi_head_attention
 from ._attention_varlen import varlen_attention, varlen_attention_backward
 from ._layers import (
     geglu,
@@ -62,6 +63,7 @@ __all__ = [  # noqa: RUF022, by family
     "attention_weights",
     "attention_received",
     "merge_attention",
+    "multi_head_attention",
     "scaled_dot_product_attention_backward",
     "attention_weights_backward",
     "AttentionGradients",

@@ -124,8 +124,8 @@ attention_bind_scores(struct engine *e, PyObject *const *argument, struct attn_a
     return attention_check_positions(e, a);
 }
 
-static PyObject *
-call_attention(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+PyObject *
+attention_call(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     struct attn_attention a;
     struct engine e;
@@ -165,8 +165,8 @@ attention_bind_rows(struct engine *e, PyObject *object, struct attn_attention *a
     return true;
 }
 
-static PyObject *
-call_weights(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+PyObject *
+attention_weights_call(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     struct attn_attention a;
     struct engine e;
@@ -192,8 +192,8 @@ call_received(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 }
 
 static PyMethodDef methods[] = {
-    FAST_METHOD("scaled_dot_product_attention", call_attention),
-    FAST_METHOD("attention_weights", call_weights),
+    FAST_METHOD("scaled_dot_product_attention", attention_call),
+    FAST_METHOD("attention_weights", attention_weights_call),
     FAST_METHOD("attention_received", call_received),
     {0},
 };

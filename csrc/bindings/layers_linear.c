@@ -193,8 +193,8 @@ open_bias(struct engine *e, PyObject *object, struct attn_linear *a)
     return true;
 }
 
-static PyObject *
-call_linear(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
+PyObject *
+linear_call(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
 {
     struct attn_linear a;
     struct engine e;
@@ -265,7 +265,7 @@ call_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     return engine_close(&e, done);
 }
 
-static PyMethodDef methods[] = {FAST_METHOD("linear", call_linear), FAST_METHOD("linear_backward", call_backward), {0}};
+static PyMethodDef methods[] = {FAST_METHOD("linear", linear_call), FAST_METHOD("linear_backward", call_backward), {0}};
 
 static const struct engine_function *const functions[] = {&linear, &backward, NULL};
 
