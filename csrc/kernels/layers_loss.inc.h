@@ -169,7 +169,7 @@ static const struct attn_kernel SUFFIX(attn_cross_entropy) = {loss_plan, loss_ru
 ATTN_INLINE vreal
 loss_gradient(vreal x, vreal base, vreal factor, vreal less, vreal share)
 {
-    return (v_exp_lifted(x - base) * factor - less) * share;
+    return v_fused(v_exp_lifted(x - base), factor, -less) * share;
 }
 
 /* y = share (p - less), but share ((p - less) - right) at `target`, which may lie elsewhere; y may be x. */

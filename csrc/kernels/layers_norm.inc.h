@@ -45,7 +45,7 @@ row_total(enum row_total_what what, const REAL *x, int64_t n, vreal mean, vreal 
                 if (what != ROW_SQUARES)
                     part[k] += d;
                 if (what != ROW_SUM)
-                    square[k] += d * d;
+                    square[k] = v_fused(d, d, square[k]);
             }
         sum += (part[0] + part[1]) + (part[2] + part[3]);
         squares += (square[0] + square[1]) + (square[2] + square[3]);
@@ -57,7 +57,7 @@ row_total(enum row_total_what what, const REAL *x, int64_t n, vreal mean, vreal 
         if (what != ROW_SQUARES)
             sum += d;
         if (what != ROW_SUM)
-            squares += d * d;
+            squares = v_fused(d, d, squares);
     }
     *second = squares;
     return sum;
@@ -91,8 +91,9 @@ ATTN_INLINE void
 norm_results(const REAL *x, int64_t n, const struct norm_row *row, const REAL *weight, const REAL *bias, REAL *y, bool stream)
 {
     const vreal mean = v_splat(row->mean), rest = v_splat(row->rest), scale = v_splat(row->scale), zero = {0}, one = v_splat(1);
-#define NORM_RESULT(load, i)                                                                      \
-    ((((load(x, i) - mean) - rest) * scale) * (weight ? load(weight, i) : one) + (bias ? load(bias, i) : zero))
+/* Fused by name: what the compiler contracts depends on the branches that it leaves in a loop, and a head, a body and a tail must have the same bits. */
+#define NORM_RESULT(load, i) \
+    v_fused(((load(x, i) - mean) - rest) * scale, weight ? load(weight, i) : one, bias ? load(bias, i) : zero)
 #define WHOLE(p, i) v_loadu((p) + (i))
 #define PART(p, i) v_load_part((p) + (i), n - (i), zero)
     int64_t i = n < 4 * LANES ? 0 : -(int64_t)((uintptr_t)y / sizeof(REAL)) & (LANES - 1); /* stores that straddle cache lines are slow */

@@ -46,7 +46,7 @@ row_moments_of(const REAL *x, const REAL *grad, const REAL *weight, int64_t n, c
                 int64_t at = i + k * LANES;
                 vreal p = v_loadu(grad + at) * (weight ? v_loadu(weight + at) : one);
                 part[k] += p;
-                more[k] += p * ((v_loadu(x + at) - mean) - rest);
+                more[k] = v_fused(p, (v_loadu(x + at) - mean) - rest, more[k]);
             }
         sum += (part[0] + part[1]) + (part[2] + part[3]);
         product += (more[0] + more[1]) + (more[2] + more[3]);
@@ -56,7 +56,7 @@ row_moments_of(const REAL *x, const REAL *grad, const REAL *weight, int64_t n, c
         vreal p = (whole ? v_loadu(grad + i) : v_load_part(grad + i, n - i, zero)) *
                   (!weight ? one : whole ? v_loadu(weight + i) : v_load_part(weight + i, n - i, zero));
         sum += p;
-        product += p * (((whole ? v_loadu(x + i) : v_load_part(x + i, n - i, mean)) - mean) - rest);
+        product = v_fused(p, ((whole ? v_loadu(x + i) : v_load_part(x + i, n - i, mean)) - mean) - rest, product);
     }
     *second = product;
     return sum;
@@ -80,14 +80,14 @@ norm_gradient_vector(const struct norm_gradients *p, int64_t i, int64_t count, c
     vreal more = !p->grad_sum ? zero : whole ? v_loadu(p->grad_sum + i) : v_load_part(p->grad_sum + i, count, zero);
     vreal h = ((x - v_splat(row->mean)) - v_splat(row->rest)) * v_splat(row->scale);
     if (whole) {
-        v_storeu(p->grad_weight + i, v_loadu(p->grad_weight + i) + grad * h);
+        v_storeu(p->grad_weight + i, v_fused(grad, h, v_loadu(p->grad_weight + i)));
         v_storeu(p->grad_bias + i, v_loadu(p->grad_bias + i) + grad);
     } else {
-        v_store_part(p->grad_weight + i, count, v_load_part(p->grad_weight + i, count, zero) + grad * h);
+        v_store_part(p->grad_weight + i, count, v_fused(grad, h, v_load_part(p->grad_weight + i, count, zero)));
         v_store_part(p->grad_bias + i, count, v_load_part(p->grad_bias + i, count, zero) + grad);
     }
-    vreal inner = (grad * weight - v_splat(slope->mean)) - h * v_splat(slope->product);
-    return inner * v_splat(row->scale) + more;
+    vreal inner = v_fused(-h, v_splat(slope->product), v_fused(grad, weight, v_splat(-slope->mean)));
+    return v_fused(inner, v_splat(row->scale), more); /* by name, as in norm_results */
 }
 
 /* y = the gradients of a row; y may be any of the operands. */
