@@ -23,8 +23,8 @@ from ._gradients_layers import (
     norm,
 )
 from ._gradients_multi_head import MULTI_HEAD, MULTI_HEAD_OPERANDS, multi_head, multi_head_backward
-from ._names import ATTENTION, GRADIENTS, RECEIVED, VARLEN, WEIGHTS
 from ._gradients_vectors import SHAW, XL, of_vectors
+from ._names import ATTENTION, GRADIENTS, RECEIVED, VARLEN, WEIGHTS
 from ._rule import Rule, or_zeros
 
 
