@@ -1,4 +1,4 @@
-"""Calls of layers with their operands, for the tests of gradients: name → (function, operands)."""
+"""Calls of layers and positions with their operands, for the tests of gradients: name → (function, operands)."""
 
 import numpy as np
 
@@ -29,4 +29,21 @@ LAYERS = {
         lambda x: attnpy.cross_entropy(x, [0, -100, 3, 1], label_smoothing=0.1), (double(4, 5),)),
     "cross_entropy by row": (
         lambda x: attnpy.cross_entropy(x, [[0, 1], [4, 3]], reduction="none"), (double(2, 2, 5),)),
+    "linear": (
+        lambda *x: attnpy.linear(*x[:3], activation="gelu", residual=x[3]),
+        (double(2, 3, 5), double(4, 5), double(4), double(3, 4))),
+    "multi_head_attention": (
+        lambda x, q, k, v, o, b: attnpy.multi_head_attention(
+            x, x, x, query_weight=q, key_weight=k, value_weight=v, output_weight=o, output_bias=b, num_heads=2),
+        (double(2, 3, 5), double(6, 5), double(6, 5), double(4, 5), double(5, 4), double(5))),
+    "add_positions": (lambda x, t: attnpy.add_positions(x, t, [[1], [0]]), (double(2, 1, 3, 4), double(5, 4))),
+    "interpolate_positions": (lambda t: attnpy.interpolate_positions(t, 9), (double(4, 3),)),
+    "interpolate_positions_2d": (
+        lambda t: attnpy.interpolate_positions_2d(t, (2, 3), (4, 5), num_prefix_tokens=1), (double(7, 3),)),
+    "relative_attention_shaw": (
+        attnpy.relative_attention_shaw,
+        (double(2, 3, 4), double(2, 5, 4), double(2, 5, 3), double(5, 4), double(5, 3))),
+    "relative_attention_xl": (
+        attnpy.relative_attention_xl,
+        (double(2, 3, 4), double(2, 3, 4), double(2, 3, 3), double(2, 5, 4), double(2, 4), double(2, 4))),
 }  # fmt: skip

@@ -183,7 +183,7 @@ VIOLATIONS = [
         "RULES has log, which is not public",
     ),
     (house.packages_are_installed, replace("pyproject.toml", ', "attnpy.reference"', ""), "attnpy.reference is not"),
-    (house.packages_are_installed, append("attnpy/nn/__init__.py", ""), "attnpy.nn is not listed"),
+    (house.packages_are_installed, append("attnpy/more/__init__.py", ""), "attnpy.more is not listed"),
     (
         house.every_function_has_a_reference,
         replace("attnpy/reference/_masks.py", "def prefix", "def first"),

@@ -100,7 +100,16 @@ CALLS = {
     "logsumexp of all": (lambda x: attnpy.logsumexp(x, None), (QUERY,)),
     "logsumexp keepdims": (lambda x: attnpy.logsumexp(x, 1, keepdims=True), (QUERY,)),
 }  # fmt: skip
-FORWARD = [name for name in CALLS if name.split()[0] in ("attention", "rotary", "softmax", "T5's")]
+FORWARD_MODE = (
+    "attention",
+    "rotary",
+    "softmax",
+    "T5's",
+    "add_positions",
+    "interpolate_positions",
+    "interpolate_positions_2d",
+)
+FORWARD = [name for name in CALLS if name.split()[0] in FORWARD_MODE]
 
 
 def without_slopes(name):
