@@ -204,8 +204,8 @@ def main(arguments=None):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, default=ROOT / "build" / "digits_vit.png")
     parser.add_argument("--no-twin", dest="twin", action="store_false", help="do not compare with PyTorch")
