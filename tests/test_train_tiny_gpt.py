@@ -173,8 +173,7 @@ def test_the_text(script):
 
 
 def test_the_rate_rises_and_falls(script):
-    options = script.parse(["--steps", "100", "--rate", "1"])
-    rates = np.array([script.rate(step, options) for step in range(100)])
+    rates = np.array([script.rate(step, 100, 1.0) for step in range(100)])
     assert rates.argmax() in (9, 10) and rates.max() == 1
     assert (np.diff(rates[:10]) > 0).all() and (np.diff(rates[10:]) < 0).all() and 0.1 < rates[-1] < 0.11
 
