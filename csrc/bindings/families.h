@@ -13,8 +13,7 @@ struct family {
 extern const struct family attn_softmax_family, attn_softmax_backward_family, attn_attention_family, attn_backward_family, attn_jvp_family;
 extern const struct family attn_layers_family, attn_linear_family, attn_norm_family, attn_embedding_family, attn_loss_family, attn_multi_head_family;
 extern const struct family attn_varlen_family, attn_cache_family, attn_merge_family, attn_merge_backward_family, attn_thread_family,
-    attn_probe_family, attn_positions_relative_family, attn_positions_rotary_family, attn_learned_family, attn_sinusoidal_family,
-    attn_vectors_family;
+    attn_probe_family, attn_positions_relative_family, attn_positions_rotary_family, attn_learned_family, attn_sinusoidal_family, attn_vectors_family;
 
 /* Functions that another one is made of, as Python calls them. */
 PyObject *attention_call(PyObject *module, PyObject *const *arguments, Py_ssize_t n);         /* scaled_dot_product_attention */

@@ -40,7 +40,7 @@ void *attn_result_resize(void *block, size_t bytes);
 void attn_result_give(void *block, size_t bytes);
 void attn_results_after_fork(void);
 
-int attn_get_num_threads(void);     /* min(affinity, cgroup quota, ATTNPY_NUM_THREADS, else OMP_NUM_THREADS) until set */
+int attn_get_num_threads(void); /* min(affinity, cgroup quota, ATTNPY_NUM_THREADS, else OMP_NUM_THREADS) until set */
 void attn_set_num_threads(int threads); /* 1 ... 1024; clipped */
 
 /* Called once at import: registers the fork handlers. No thread is started before the first job that wants one. */

@@ -117,8 +117,7 @@ workplace_open(char *memory, int64_t head_dim, int64_t value_dim)
 ATTN_INLINE bool
 has_terms(const struct attn_attention *a)
 {
-    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data || a->relative_bias.data ||
-           a->relative.key.data;
+    return a->softcap != 0 || is_added(&a->bias) || is_added(&a->attn_mask) || a->alibi_slopes.data || a->relative_bias.data || a->relative.key.data;
 }
 
 /* What the row block sees of the key block; additive operands are loaded. Afterwards seen[] is word = key where the tile is partial. */

@@ -14,6 +14,16 @@
 #include <stdint.h>
 
 /* The elementary functions of core/elementary.inc.h, and rounding to the half types and back. */
-enum attn_elementary { ATTN_EXP2, ATTN_EXP2_WEIGHT, ATTN_EXP, ATTN_LOG, ATTN_TANH, ATTN_UPPER_TAIL, ATTN_LOGISTIC, ATTN_TO_FLOAT16, ATTN_TO_BFLOAT16 };
+enum attn_elementary {
+    ATTN_EXP2,
+    ATTN_EXP2_WEIGHT,
+    ATTN_EXP,
+    ATTN_LOG,
+    ATTN_TANH,
+    ATTN_UPPER_TAIL,
+    ATTN_LOGISTIC,
+    ATTN_TO_FLOAT16,
+    ATTN_TO_BFLOAT16
+};
 
 #endif
