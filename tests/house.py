@@ -45,7 +45,7 @@ WITHOUT_README = {
 }
 
 LINES_OF_A_FUNCTION = 60
-LINES_OF_A_FILE = 440  # about 400
+LINES_OF_A_FILE = 450  # about 400
 LONG_FUNCTIONS = {}  # "file:function" → the reason
 LONG_FILES = {}  # file → the reason
 

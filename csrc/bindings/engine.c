@@ -1,6 +1,7 @@
 /* engine.c: a call from its positional arguments to filled tensors, and from results to what Python gets. */
 #include "engine.h"
 
+#include <fenv.h>
 #include <string.h>
 
 bool
@@ -100,13 +101,19 @@ engine_open(struct engine *e, const struct engine_function *function, PyObject *
     return true;
 }
 
-/* Copies temporaries to where they belong. */
+/* Copies temporaries to where they belong. NumPy's casts clear the floating-point flags, or raise some: they are the caller's. */
 static bool
 write_back(struct engine *e)
 {
     for (int i = 0; i < e->results; i++)
-        if (e->result[i].target != e->result[i].array && PyArray_CopyInto(e->result[i].array, e->result[i].target) < 0)
-            return false;
+        if (e->result[i].target != e->result[i].array) {
+            fenv_t environment;
+            fegetenv(&environment);
+            int copied = PyArray_CopyInto(e->result[i].array, e->result[i].target);
+            fesetenv(&environment);
+            if (copied < 0)
+                return false;
+        }
     return true;
 }
 
