@@ -314,7 +314,8 @@ def every_way(name):
     if CASES[name].outs:
         call = calls[0]
         calls += [call.changed(out=laws.outs_like(call(), place)) for place in (np.copy, memory.interleaved)]
-        over_name = next(k for k, x in call.arrays.items() if x.dtype.kind not in "iu")  # no indices
+        floats = [k for k, x in call.arrays.items() if x.dtype.kind not in "iu"]  # rather than indices
+        over_name = (floats or list(call.arrays))[0]
         first = call.arrays[over_name]
         buffer = np.zeros(max(x.nbytes for x in (first, *call())), np.uint8)
         over = tuple(np.ndarray(np.shape(x), x.dtype, buffer) if n == 0 else None for n, x in enumerate(call()))
