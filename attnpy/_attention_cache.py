@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ._arguments import integer
 from ._attention import _tables
 from ._native import core as _core
 
@@ -387,7 +387,7 @@ class KVCache:
                     to[layer][b][(*axes, place)] = new[b][(*axes, rows)]
 
     def _layer(self, layer):
-        number = _integer("layer", layer)
+        number = integer("layer", layer)
         if not 0 <= number < self.num_layers:
             raise ValueError(f"layer is {layer}; it must be in 0 … {self.num_layers - 1}")
         return number
@@ -658,17 +658,8 @@ def _quantised(x):
     return steps.astype(np.int8), np.where(np.isfinite(scale), scale, np.float32(np.nan))
 
 
-def _integer(name, x):
-    if isinstance(x, bool | np.bool_):
-        raise TypeError(f"{name} is {x!r}; it must be an integer")
-    try:
-        return operator.index(x)
-    except TypeError:
-        raise TypeError(f"{name} is {x!r}; it must be an integer") from None
-
-
 def _size(name, x, least):
-    size = _integer(name, x)
+    size = integer(name, x)
     if size < least:
         raise ValueError(f"{name} is {size}; it must be at least {least}")
     return size

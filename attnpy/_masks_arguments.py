@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _arguments
 from ._masks_tiles import Grid
 
 if TYPE_CHECKING:
@@ -17,12 +17,7 @@ LONGEST = 2**31 - 1  # queries or keys
 
 
 def integer(name: str, x: Any, least: int | None = None, most: int | None = None) -> int:
-    try:
-        number = operator.index(x)
-    except TypeError:
-        number = None
-    if number is None or isinstance(x, bool):
-        raise TypeError(f"{name} is {x!r}; it must be an integer")
+    number = _arguments.integer(name, x)
     if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name} is {number}; it must be {bounds(least, most)}")
     return number

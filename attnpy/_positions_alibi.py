@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import integer
 from ._native import core as _core
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ def alibi_slopes(num_heads: int) -> NDArray[np.float64]:
     >>> attnpy.alibi_slopes(3)
     array([0.0625    , 0.00390625, 0.25      ])
     """
-    try:
-        heads = operator.index(num_heads)
-    except TypeError:
-        heads = None
-    if heads is None or isinstance(num_heads, bool):
-        raise TypeError(f"num_heads is {num_heads!r}; it must be an integer")
+    heads = integer("num_heads", num_heads)
     if heads < 0:
         raise ValueError(f"num_heads is {heads}; it must not be negative")
     below = 1 << max(heads.bit_length() - 1, 0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._arguments import integer
 from ._native import core as _core
 
 if TYPE_CHECKING:
@@ -255,12 +255,7 @@ def t5_relative_bias_backward(
 
 
 def _integer(name: str, x: Any, least: int | None = None, most: int | None = None) -> int:
-    try:
-        number = operator.index(x)
-    except TypeError:
-        number = None
-    if number is None or isinstance(x, bool):
-        raise TypeError(f"{name} is {x!r}; it must be an integer")
+    number = integer(name, x)
     if least is not None and number < least:
         raise ValueError(f"{name} is {number}; it must be {least} or more")
     if most is not None and number > most:

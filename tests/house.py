@@ -16,7 +16,7 @@ MODULES = ("reference", "plot", "integrations", "nn", "io")  # public names that
 TOOLS = {
     "kernels": ("probe", "all"),
     "bindings": ("engine", "families", "level", "numpy_api", "probe", "threads"),
-    "faces": ("native", "threads"),
+    "faces": ("arguments", "native", "threads"),
 }
 THREADS = "controls threads, computes nothing"
 OF_GRADIENTS = ("AttentionGradients", "RelativeAttentionGradients")
