@@ -1,7 +1,6 @@
 """A small vision transformer reads handwritten digits, and shows where it looks: attnpy.nn, autograd. `make digits`."""
 
 import argparse
-import shutil
 import statistics
 import sys
 import time
@@ -15,10 +14,9 @@ from attnpy import nn
 try:
     import autograd
     import autograd.numpy as anp
-    from adamw import AdamW, flat, rate
     from sklearn.datasets import load_digits
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
+    from training import AdamW, flat, progress, rate, save
 except ModuleNotFoundError as error:
     sys.exit(f"digits_vit: {error}: run `make digits`, which installs what is needed")
 
@@ -122,16 +120,8 @@ class Trainer:
 
 def train(model, images, digits, options):
     trainer, rng, losses = Trainer(model), np.random.default_rng(options.seed), []
-    bar = tqdm(
-        zip(range(options.steps), batches(images, digits, options.seed, options.batch)),
-        total=options.steps,
-        unit="step",
-        bar_format="{n:>4}/{total} |{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}",
-        ncols=min(100, shutil.get_terminal_size().columns),
-        mininterval=0.1 if sys.stdout.isatty() else 10,
-        file=sys.stdout,
-    )
-    for step, batch in bar:
+    bar = progress(options.steps)
+    for step, batch in zip(bar, batches(images, digits, options.seed, options.batch)):
         losses.append(trainer.step(*batch, rate(step, options.steps, options.rate), rng))
         bar.set_postfix_str(f"loss {np.mean(losses[-20:]):.3f}", refresh=False)
     return losses
@@ -176,9 +166,7 @@ def draw(model, images, digits, losses, picture):
         cell.set_title(f"{digit} read as {guess}", fontsize=9)
         cell.axis("off")
     right.suptitle("Where the class token's content comes from (attention rollout)")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"picture  {picture}")
+    save(figure, picture)
 
 
 def main(arguments=None):

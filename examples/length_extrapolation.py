@@ -18,9 +18,8 @@ from attnpy import nn
 
 try:
     import autograd
-    from adamw import AdamW, flat, rate
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
+    from training import AdamW, Text, flat, progress, rate, save
 except ModuleNotFoundError as error:
     sys.exit(f"length_extrapolation: {error}: run `make length-extrapolation`, which installs what is needed")
 
@@ -76,26 +75,8 @@ class Model(nn.Layer):
         return self.output(self.norm(x, parameters=own["norm"]), parameters=own["output"])
 
 
-class Text:
-    """A book in numbers; its last tenth is held out."""
-
-    def __init__(self):
-        book = (ROOT / "examples" / "data" / "alice.txt").read_text(encoding="utf-8")
-        self.alphabet = sorted(set(book))
-        number = {character: i for i, character in enumerate(self.alphabet)}
-        ids = np.array([number[character] for character in book])
-        self.seen, self.held_out = np.split(ids, [len(ids) * 9 // 10])
-
-    def batches(self, seed, count):
-        rng = np.random.default_rng(seed)
-        while True:
-            pieces = self.seen[rng.integers(0, len(self.seen) - LENGTH, (count, 1)) + np.arange(LENGTH + 1)]
-            yield pieces[:, :-1], pieces[:, 1:]
-
-    def held_out_pieces(self, length):
-        count = (len(self.held_out) - 1) // LONGEST * (LONGEST // length)  # the same text for every length
-        end = count * length
-        return self.held_out[:end].reshape(-1, length), self.held_out[1 : end + 1].reshape(-1, length)
+def book():
+    return Text((ROOT / "examples" / "data" / "alice.txt").read_text(encoding="utf-8"), LENGTH)
 
 
 def loss(parameters, model, ids, targets):
@@ -105,14 +86,9 @@ def loss(parameters, model, ids, targets):
 def train(model, text, options):
     optimizer = AdamW(model.state_dict(), decay=0.05)
     loss_and_gradients = autograd.value_and_grad(loss)
-    bar = tqdm(
-        zip(range(options.steps), text.batches(options.seed, options.batch)),
-        total=options.steps, desc=f"{model.scheme:10}", unit="step", file=sys.stdout,
-        bar_format="{desc} |{bar}| {n:>4}/{total} {elapsed}<{remaining}{postfix}", ncols=80,
-        mininterval=0.1 if sys.stdout.isatty() else 10,
-    )  # fmt: skip
+    bar = progress(options.steps, model.scheme)
     losses = []
-    for step, batch in bar:
+    for step, batch in zip(bar, text.batches(options.seed, options.batch)):
         value, gradients = loss_and_gradients(model.parameters(), model, *batch)
         optimizer.step(flat(gradients), rate(step, options.steps, options.rate))
         losses.append(float(value))
@@ -121,7 +97,7 @@ def train(model, text, options):
 
 def by_position(model, text, length):
     """The mean loss at each position of pieces of the held-out text, in nats per character."""
-    ids, targets = text.held_out_pieces(length)
+    ids, targets = text.held_out_pieces(length, LONGEST)
     parts = zip(np.array_split(ids, 8), np.array_split(targets, 8))
     losses = [attnpy.cross_entropy(model(i), t, reduction="none") for i, t in parts]
     return np.concatenate(losses).astype(float).mean(0)
@@ -148,14 +124,12 @@ def draw(found, picture):
     axes.set(xlabel="position in the text", ylabel="nats per character", title="Longer than in training")
     axes.grid(alpha=0.3)
     axes.legend()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"picture  {picture}")
+    save(figure, picture)
 
 
 def main(arguments=None):
     options = parse(arguments)
-    text, found, start = Text(), {}, time.perf_counter()
+    text, found, start = book(), {}, time.perf_counter()
     with threadpool_limits(1, "blas"):
         for scheme in SCHEMES:
             model = Model(scheme, len(text.alphabet), options.seed)

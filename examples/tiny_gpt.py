@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import autograd.numpy as np
-from adamw import AdamW
 from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
+from training import AdamW
 
 import attnpy
 

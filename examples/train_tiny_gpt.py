@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import shutil
 import statistics
 import sys
 import time
@@ -14,9 +13,8 @@ import attnpy
 
 try:
     import tiny_gpt
-    from adamw import rate
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
+    from training import Text, progress, rate, save
 except ModuleNotFoundError as error:
     sys.exit(f"train_tiny_gpt: {error}: run `make train`, which installs what is needed")
 
@@ -76,46 +74,11 @@ def keep_freed_memory():
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that every version takes
 
 
-class Text:
-    """A text in numbers; its last tenth is held out."""
-
-    def __init__(self, text, length):
-        self.alphabet = sorted(set(text))
-        self.ids = self.numbers(text)
-        self.length = length
-        self.seen, self.held_out = np.split(self.ids, [len(text) * 9 // 10])
-
-    def numbers(self, text):
-        return np.array([self.alphabet.index(character) for character in text])
-
-    def spell(self, ids):
-        return "".join(self.alphabet[number] for number in ids)
-
-    def batches(self, seed, count):
-        """For ever: `count` random pieces of the text, and for each of their characters the one that follows."""
-        rng = np.random.default_rng(seed)
-        while True:
-            starts = rng.integers(0, len(self.seen) - self.length, (count, 1))
-            pieces = self.seen[starts + np.arange(self.length + 1)]
-            yield pieces[:, :-1], pieces[:, 1:]
-
-    def held_out_pieces(self):
-        end = (len(self.held_out) - 1) // self.length * self.length
-        return self.held_out[:end].reshape(-1, self.length), self.held_out[1 : end + 1].reshape(-1, self.length)
-
-
 def train(trainer, text, options):
     """The loss of each step, and [(step, loss on the held-out text)]."""
     losses, held_out = [], []
     batches = text.batches(options.seed, options.batch)
-    bar = tqdm(
-        range(options.steps),
-        unit="step",
-        bar_format="{n:>4}/{total} |{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}",
-        ncols=min(100, shutil.get_terminal_size().columns),
-        mininterval=0.1 if sys.stdout.isatty() else 10,
-        file=sys.stdout,
-    )
+    bar = progress(options.steps)
     for step in bar:
         losses.append(trainer.step(*next(batches), rate(step, options.steps, options.rate)))
         if step % 100 == 99 or step == options.steps - 1:
@@ -142,9 +105,7 @@ def draw(losses, held_out, picture):
     axes.set(xlabel="step", ylabel="nats per character", title="A character-level GPT learns Alice in Wonderland")
     axes.grid(alpha=0.3)
     axes.legend()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"curve    {picture}")
+    save(figure, picture, "curve")
 
 
 def compare(weights, shape, text, options, losses):

@@ -1,7 +1,6 @@
 """The Transformer of 2017 learns to sort digits and to reverse words: attnpy.nn, autograd. `make train-transformer`."""
 
 import argparse
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,8 @@ from attnpy import nn
 
 try:
     import autograd
-    from adamw import AdamW, flat, rate
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
+    from training import AdamW, flat, progress, rate, save
 except ModuleNotFoundError as error:
     sys.exit(f"train_transformer: {error}: run `make train-transformer`, which installs what is needed")
 
@@ -89,14 +87,7 @@ def train(model, work, options):
     rng = np.random.default_rng(options.seed)
     optimizer = AdamW(model.state_dict(), decay=0.01, betas=(0.9, 0.98))
     loss_and_gradients = autograd.value_and_grad(loss)
-    bar = tqdm(
-        range(options.steps),
-        unit="step",
-        bar_format="{n:>4}/{total} |{bar}| {elapsed}<{remaining} {rate_fmt}{postfix}",
-        ncols=min(100, shutil.get_terminal_size().columns),
-        mininterval=0.1 if sys.stdout.isatty() else 10,
-        file=sys.stdout,
-    )
+    bar = progress(options.steps)
     losses = []
     for step in bar:
         pairs = [(task, task.draw(rng)) for task in work for _ in range(options.batch // len(work))]
@@ -164,9 +155,7 @@ def draw(model, work, losses, picture):
         text = max(task.held_out[:20], key=len)
         weights, rows, columns = looks(model, task, text)
         attnpy.plot.heatmap(weights, rows, columns, ax=axes, annotate=False, titles=f"{task.name}: {text}")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    print(f"picture  {picture}")
+    save(figure, picture)
 
 
 def looks(model, task, text):

@@ -67,7 +67,7 @@ def test_length_extrapolation(tmp_path, capsys):
 def test_schemes_read_the_same_text_alike_at_every_length():
     """Causal schemes with no position beyond the distance: the first characters do not depend on what follows."""
     script = imported("length_extrapolation")
-    text = script.Text()
+    text = script.book()
     ids, _ = text.held_out_pieces(128)
     for scheme in script.SCHEMES:
         model = script.Model(scheme, len(text.alphabet), 0)
