@@ -137,10 +137,10 @@ columns(PyObject *projection)
 
 /* One projection, which its heads must share evenly. */
 static bool
-project(struct multi_head *m, int i)
+project(struct multi_head *m, int i, PyObject *weight, PyObject *bias)
 {
     int64_t heads = i == 0 ? m->heads : m->kv_heads;
-    PyObject *projection = product(m->input[i], m->arguments[WEIGHT + i], m->arguments[BIAS + i], Py_None);
+    PyObject *projection = product(m->input[i], weight, bias, Py_None);
     if (!projection)
         return false;
     if (columns(projection) % heads == 0)
@@ -150,6 +150,15 @@ project(struct multi_head *m, int i)
                      (long long)heads);
     Py_DECREF(projection);
     return m->part[i] != NULL;
+}
+
+static bool
+project_each(struct multi_head *m)
+{
+    for (int i = 0; i < 3; i++)
+        if (!project(m, i, m->arguments[WEIGHT + i], m->arguments[BIAS + i]))
+            return false;
+    return true;
 }
 
 /* Rows first ... end - 1 of qkv_weight or qkv_bias. */
@@ -187,11 +196,10 @@ project_packed(struct multi_head *m)
             m->part[i] = as_heads(whole, first, heads, size);
         else {
             PyObject *part = rows_of(weight, first, first + heads * size), *added = part ? rows_of(bias, first, first + heads * size) : NULL;
-            PyObject *projection = added ? product(m->input[i], part, added, Py_None) : NULL;
-            m->part[i] = projection ? as_heads(projection, 0, heads, size) : NULL;
+            if (added)
+                project(m, i, part, added);
             Py_XDECREF(part);
             Py_XDECREF(added);
-            Py_XDECREF(projection);
         }
         first += heads * size;
         done = m->part[i] != NULL;
@@ -376,8 +384,7 @@ call_multi_head(PyObject *module, PyObject *const *arguments, Py_ssize_t n)
     engine_start(&e, &function, arguments, n);
     bool done = engine_argument_count(function.name, ARGUMENTS, n) && all_native(&e) && read_heads(&m) && check_given(&m) &&
                 engine_flag("need_weights", arguments[NEED_WEIGHTS], &need_weights) && read_out(arguments[OUT], need_weights, out) &&
-                read_inputs(&m) && (arguments[QKV_WEIGHT] != Py_None ? project_packed(&m) : project(&m, 0) && project(&m, 1) && project(&m, 2)) &&
-                finish(&e, &m, need_weights, out);
+                read_inputs(&m) && (arguments[QKV_WEIGHT] != Py_None ? project_packed(&m) : project_each(&m)) && finish(&e, &m, need_weights, out);
     release(&m);
     return engine_close(&e, done);
 }
