@@ -13,7 +13,41 @@ from ._layer import Layer, generator
 
 
 class _Block(Layer):
-    """Sublayers, each x + dropout(sublayer(norm(x))), or norm(x + dropout(sublayer(x)))."""
+    """Attentions and a feed-forward network, each x + dropout(f(norm(x))), or norm(x + dropout(f(x)))."""
+
+    attentions = ()  # names and kinds of the first sublayers
+
+    def __init__(
+        self, d_model, num_heads, dim_feedforward=2048, *, dropout=0.1, activation="relu", layer_norm_eps=1e-5,
+        norm_first=False, bias=True, dtype=np.float32, rng=None,
+    ):  # fmt: skip
+        rng, common = generator(rng), {"bias": bias, "dtype": dtype}
+        self.norm_first = norm_first
+        for name, kind in self.attentions:
+            setattr(self, name, kind(d_model, num_heads, dropout=dropout, rng=rng, **common))
+        self.feed_forward = FeedForward(
+            d_model, dim_feedforward, activation=activation, dropout=dropout, rng=rng, **common
+        )
+        for n in range(len(self.attentions) + 1):
+            setattr(self, f"norm{n + 1}", LayerNorm(d_model, eps=layer_norm_eps, **common))
+        self.dropout = Dropout(dropout)
+
+    @classmethod
+    def from_torch_state_dict(cls, state_dict, num_heads, **options):
+        """A layer with the weights of the module of torch.nn that has the same name.
+
+        Parameters
+        ----------
+        state_dict : mapping
+        num_heads : int
+        **options
+            dropout, activation, layer_norm_eps and norm_first, as the module was made.
+        """
+        state = _torch.block(_torch.arrays(state_dict))
+        hidden, d_model = state["feed_forward.linear1.weight"].shape
+        bias, dtype = "feed_forward.linear1.bias" in state, state["feed_forward.linear1.weight"].dtype
+        layer = cls(d_model, num_heads, hidden, bias=bias, dtype=dtype, rng=0, **options)
+        return layer.load_state_dict(state)
 
     def _add(self, x, norm, own, sublayer, rng):
         norm_of = getattr(self, norm)
@@ -59,19 +93,7 @@ class TransformerEncoderLayer(_Block):
     (3, 5, 8)
     """
 
-    def __init__(
-        self, d_model, num_heads, dim_feedforward=2048, *, dropout=0.1, activation="relu", layer_norm_eps=1e-5,
-        norm_first=False, bias=True, dtype=np.float32, rng=None,
-    ):  # fmt: skip
-        rng, common = generator(rng), {"bias": bias, "dtype": dtype}
-        self.norm_first = norm_first
-        self.self_attn = MultiHeadAttention(d_model, num_heads, dropout=dropout, rng=rng, **common)
-        self.feed_forward = FeedForward(
-            d_model, dim_feedforward, activation=activation, dropout=dropout, rng=rng, **common
-        )
-        self.norm1 = LayerNorm(d_model, eps=layer_norm_eps, **common)
-        self.norm2 = LayerNorm(d_model, eps=layer_norm_eps, **common)
-        self.dropout = Dropout(dropout)
+    attentions = (("self_attn", MultiHeadAttention),)
 
     def __call__(self, x, *, parameters=None, rng=None, cache=None, layer=0, **options):
         """x (..., L, d_model) → the same shape. options: those of attention, for the self-attention."""
@@ -82,19 +104,6 @@ class TransformerEncoderLayer(_Block):
 
         x = self._add(x, "norm1", own, attend, rng)
         return self._add(x, "norm2", own, lambda x: self.feed_forward(x, parameters=own["feed_forward"], rng=rng), rng)
-
-    @classmethod
-    def from_torch_state_dict(cls, state_dict, num_heads, **options):
-        """A layer with the weights of a torch.nn.TransformerEncoderLayer.
-
-        Parameters
-        ----------
-        state_dict : mapping
-        num_heads : int
-        **options
-            dropout, activation, layer_norm_eps and norm_first, as the module was made.
-        """
-        return _from_torch(cls, state_dict, num_heads, options)
 
 
 class TransformerDecoderLayer(_Block):
@@ -129,20 +138,7 @@ class TransformerDecoderLayer(_Block):
     (3, 5, 8)
     """
 
-    def __init__(
-        self, d_model, num_heads, dim_feedforward=2048, *, dropout=0.1, activation="relu", layer_norm_eps=1e-5,
-        norm_first=False, bias=True, dtype=np.float32, rng=None,
-    ):  # fmt: skip
-        rng, common = generator(rng), {"bias": bias, "dtype": dtype}
-        self.norm_first = norm_first
-        self.self_attn = MultiHeadAttention(d_model, num_heads, dropout=dropout, rng=rng, **common)
-        self.cross_attn = CrossAttention(d_model, num_heads, dropout=dropout, rng=rng, **common)
-        self.feed_forward = FeedForward(
-            d_model, dim_feedforward, activation=activation, dropout=dropout, rng=rng, **common
-        )
-        for name in ("norm1", "norm2", "norm3"):
-            setattr(self, name, LayerNorm(d_model, eps=layer_norm_eps, **common))
-        self.dropout = Dropout(dropout)
+    attentions = (("self_attn", MultiHeadAttention), ("cross_attn", CrossAttention))
 
     def __call__(
         self, x, memory, *, is_causal=True, memory_options=None, parameters=None, rng=None, cache=None,
@@ -169,11 +165,6 @@ class TransformerDecoderLayer(_Block):
         x = self._add(x, "norm1", own, attend, rng)
         x = self._add(x, "norm2", own, look, rng)
         return self._add(x, "norm3", own, lambda x: self.feed_forward(x, parameters=own["feed_forward"], rng=rng), rng)
-
-    @classmethod
-    def from_torch_state_dict(cls, state_dict, num_heads, **options):
-        """A layer with the weights of a torch.nn.TransformerDecoderLayer; as in TransformerEncoderLayer."""
-        return _from_torch(cls, state_dict, num_heads, options)
 
 
 class _Stack(Layer):
@@ -391,11 +382,3 @@ def _embedding(vocabulary, d_model, dtype, rng):
     table = Embedding(vocabulary, d_model, dtype=dtype, rng=rng)
     table.weight *= table.weight.dtype.type(1 / math.sqrt(d_model))
     return table
-
-
-def _from_torch(cls, state_dict, num_heads, options):
-    state = _torch.block(_torch.arrays(state_dict))
-    hidden, d_model = state["feed_forward.linear1.weight"].shape
-    bias, dtype = "feed_forward.linear1.bias" in state, state["feed_forward.linear1.weight"].dtype
-    layer = cls(d_model, num_heads, hidden, bias=bias, dtype=dtype, rng=0, **options)
-    return layer.load_state_dict(state)
