@@ -102,6 +102,45 @@ def test_affinity():
     assert run(code, **CLEAN) == "1"
 
 
+AFFINITIES = """
+import os, time
+import numpy as np, attnpy
+attnpy.set_num_threads(2)
+x = np.ones((8, 300, 64), "f")
+
+def call_after_a_pause():
+    time.sleep(0.05)
+    attnpy.scaled_dot_product_attention(x, x, x)
+    (worker,) = set(map(int, os.listdir("/proc/self/task"))) - others
+    return worker
+
+others = set(map(int, os.listdir("/proc/self/task")))
+allowed = os.sched_getaffinity(0)
+worker = call_after_a_pause()
+"""
+
+
+@LINUX
+def test_a_worker_is_woken_elsewhere_than_its_caller():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    code = """
+    here = min(allowed)
+    for here in (here, max(allowed), here):
+        os.sched_setaffinity(0, {here})
+        assert call_after_a_pause() == worker
+        assert os.sched_getaffinity(worker) == allowed - {here}, (allowed, here, os.sched_getaffinity(worker))
+    os.sched_setaffinity(worker, {here})
+    os.sched_setaffinity(0, {max(allowed)})
+    call_after_a_pause()
+    assert os.sched_getaffinity(worker) == {here}
+    os.sched_setaffinity(0, {here})
+    call_after_a_pause()
+    print(os.sched_getaffinity(worker) == {here})
+    """
+    assert run(AFFINITIES + textwrap.dedent(code), OPENBLAS_NUM_THREADS="1") == "True"
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize(
     "options", [{}, {"is_causal": True, "window_size": (100, 0)}, {"kv_lengths": [7, 290], "sinks": [0, 1, 2, 3]}]

@@ -27,6 +27,13 @@ struct open_job {
     bool caller_sleeps;       /* on pool->left, when a participant should wake it */
 };
 
+/* On its thread's stack: workers never end. */
+struct worker {
+    struct attn_thread thread;
+    atomic_bool asleep;
+    struct worker *next;
+};
+
 /* Fork leaves the child with the forking thread alone: it starts a pool of its own and never looks at the old one. */
 struct pool {
     pthread_mutex_t lock;
@@ -34,6 +41,7 @@ struct pool {
     int open, workers, spinning;
     atomic_int callers, running; /* changed under the lock, looked at between tasks */
     atomic_int sleeping;
+    _Atomic(struct worker *) first; /* of the list; grows under the lock, read without it */
     struct attn_gate work; /* changes when a worker may find something to do */
     struct attn_gate left; /* changes when a job that its caller waits for has no participants any more */
 };
@@ -145,7 +153,7 @@ join(struct pool *pool, struct open_job *open)
 
 /* Spins only where that takes no processor from those who work. Lock held before and after. */
 static void
-wait_for_work(struct pool *pool)
+wait_for_work(struct pool *pool, struct worker *self)
 {
     const unsigned seen = atomic_load(&pool->work.word);
     const int busy = atomic_load(&pool->running) + atomic_load(&pool->callers) + pool->spinning;
@@ -160,8 +168,10 @@ wait_for_work(struct pool *pool)
         pool->spinning--;
     }
     atomic_fetch_add(&pool->sleeping, 1);
+    atomic_store(&self->asleep, true);
     pthread_mutex_unlock(&pool->lock);
     attn_gate_wait(&pool->work, seen, -1);
+    atomic_store(&self->asleep, false);
     atomic_fetch_sub(&pool->sleeping, 1);
     pthread_mutex_lock(&pool->lock);
 }
@@ -170,16 +180,20 @@ static void *
 worker(void *argument)
 {
     struct pool *pool = argument;
+    struct worker self = {.next = NULL};
+    attn_thread_here(&self.thread);
     depth = 1; /* a task that begins a job runs it serially */
     attn_name_this_thread("attnpy");
     fesetenv(FE_DFL_ENV); /* a new thread has the rounding of the one that started it, which happened to be first */
     pthread_mutex_lock(&pool->lock);
+    self.next = atomic_load(&pool->first);
+    atomic_store(&pool->first, &self);
     for (;;) {
         struct open_job *open = joinable(pool);
         if (open)
             join(pool, open);
         else
-            wait_for_work(pool);
+            wait_for_work(pool, &self);
     }
     return NULL;
 }
@@ -220,6 +234,18 @@ call_workers(struct pool *pool, int count)
     pool->spinning = 0; /* they have seen the change: the next call must not count on them */
     const int sleeping = atomic_load(&pool->sleeping);
     return count < sleeping ? count : sleeping;
+}
+
+/* Lock not held. Which of those who sleep will wake is up to the system, so all are kept off the waker's processor: for most it is already forbidden. */
+static void
+wake_workers(struct pool *pool, int count)
+{
+    if (count <= 0)
+        return;
+    for (struct worker *each = atomic_load(&pool->first); each; each = each->next)
+        if (atomic_load(&each->asleep))
+            attn_thread_keep_off(&each->thread);
+    attn_gate_wake(&pool->work, count);
 }
 
 /* Whether the job is to stop: about every 50 ms its owner is asked. */
@@ -298,8 +324,7 @@ open_to_workers(struct pool *pool, struct open_job *open)
         wake = call_workers(pool, open->seats);
     }
     pthread_mutex_unlock(&pool->lock);
-    if (wake > 0)
-        attn_gate_wake(&pool->work, wake);
+    wake_workers(pool, wake);
     return room;
 }
 
@@ -316,8 +341,7 @@ close_to_workers(struct pool *pool, struct open_job *open)
     atomic_fetch_sub(&pool->callers, 1);
     const int wake = joinable(pool) ? call_workers(pool, 1) : 0;
     pthread_mutex_unlock(&pool->lock);
-    if (wake > 0)
-        attn_gate_wake(&pool->work, wake);
+    wake_workers(pool, wake);
 }
 
 /* Until all who joined have left. False: this is the child of a fork that poll made, and they will never leave. */

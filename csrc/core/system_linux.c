@@ -79,6 +79,46 @@ attn_name_this_thread(const char *name)
     pthread_setname_np(pthread_self(), name);
 }
 
+/* Where masks do not fit a cpu_set_t (over 1024 processors), and where the call is forbidden, the thread stays as it is. */
+void
+attn_thread_here(struct attn_thread *thread)
+{
+    thread->id = (pid_t)syscall(SYS_gettid);
+    CPU_ZERO(&thread->allowed);
+    CPU_ZERO(&thread->given);
+    atomic_flag_clear(&thread->changing);
+    atomic_store(&thread->avoided, -1);
+}
+
+static void
+forbid(struct attn_thread *thread, int here)
+{
+    cpu_set_t now;
+    if (sched_getaffinity(thread->id, sizeof now, &now) != 0)
+        return;
+    if (!CPU_EQUAL(&now, &thread->given)) /* at first, and when somebody else has changed it */
+        thread->allowed = now;
+    thread->given = thread->allowed;
+    CPU_CLR((size_t)here, &thread->given);
+    if (CPU_COUNT(&thread->given) == 0)
+        thread->given = thread->allowed;
+    sched_setaffinity(thread->id, sizeof thread->given, &thread->given);
+}
+
+/* Of two wakers at once one writes its mask, and the other leaves it at that. */
+void
+attn_thread_keep_off(struct attn_thread *thread)
+{
+    const int here = sched_getcpu();
+    if (here < 0 || here >= CPU_SETSIZE || atomic_load_explicit(&thread->avoided, memory_order_relaxed) == here)
+        return;
+    if (atomic_flag_test_and_set(&thread->changing))
+        return;
+    atomic_store_explicit(&thread->avoided, here, memory_order_relaxed);
+    forbid(thread, here);
+    atomic_flag_clear(&thread->changing);
+}
+
 /* The kernel's mask may be longer than the 1024 bits of a cpu_set_t: EINVAL asks for a longer one. */
 static int
 affinity_count(void)

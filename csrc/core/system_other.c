@@ -74,6 +74,18 @@ attn_name_this_thread(const char *name)
 #endif
 }
 
+void
+attn_thread_here(struct attn_thread *thread)
+{
+    thread->none = 0;
+}
+
+void
+attn_thread_keep_off(struct attn_thread *thread)
+{
+    (void)thread;
+}
+
 int
 attn_usable_cpus(void)
 {
