@@ -174,6 +174,37 @@ def test_table_shapes():
             attnpy.scaled_dot_product_attention(query, key, value, relative_bias=np.zeros(shape))
 
 
+def test_gradient_of_a_table_that_batch_elements_read_at_other_places():
+    """A row for each query, one for all batch elements: from offset to offset other keys add to the same entry, and so
+    do tasks of several threads. Integers, whose sums are exact in any order, and bits that stay with numbers that are
+    not.
+    """
+    B, L, S = 16, 64, 1024
+    rng = np.random.default_rng(14)
+    query, key, value = operands(rng, np.float32, batch=(B,), H=1, L=L, S=S)
+    options = {"relative_bias": np.zeros((1, L, 2 * S + 1), np.float32), "causal_offset": -64 * np.arange(B)}
+    lse = attnpy.scaled_dot_product_attention(query, key, value, return_lse=True, **options)[1]
+
+    def gradient(query, key, value, lse, output, **options):
+        grad_output = np.ones_like(output)
+        return attnpy.scaled_dot_product_attention_backward(
+            grad_output, query, key, value, output, lse, **options, needs=("relative_bias",)
+        ).relative_bias
+
+    ones = np.ones_like(value)  # P = 1, dP = D, delta = 0: dS = D
+    counted = gradient(0 * query, 0 * key, ones, 0 * lse, 0 * ones[..., :L, :], **options)
+    wanted = np.zeros((1, L, 2 * S + 1))
+    for offset in options["causal_offset"]:
+        column = np.clip(np.arange(S) - np.arange(L)[:, None] - offset, -S, S) + S
+        np.add.at(wanted, (0, np.arange(L)[:, None], column), value.shape[-1])
+    np.testing.assert_array_equal(counted, wanted)
+    output = rng.standard_normal((B, 1, L, value.shape[-1]), np.float32)
+    with attnpy.num_threads(1):
+        wanted = gradient(query, key, value, lse, output, **options)
+    for _ in range(10):
+        np.testing.assert_array_equal(gradient(query, key, value, lse, output, **options), wanted)
+
+
 def test_memory_does_not_grow_with_the_product_of_lengths():
     """30000 queries and keys: their array of scores would be 3.6 GB, the table is 240 kB."""
     n = 30000

@@ -118,7 +118,7 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
     const struct attn_attention *a = &b->forward;
     struct backward_place *p = backward_open(a, (int)cut->blocks, scratch);
     int64_t first = chunk * cut->keys, keys = attn_min(a->key_length - first, cut->keys), step = attn_block_keys(a), batch, head;
-    atomic_int *turn = vectors_sums_open(a, cut, 0, unit, distances_of_all(b, cut)).turn;
+    atomic_int *turn = distance_sums_open(a, cut, 0, unit, distances_of_all(b, cut)).turn;
     if (cut->one_by_one && cut->chunks > 1 && !attn_wait_turn(turn, (int)chunk, a->call.stop))
         return;
     p->distances = (REAL *)((char *)scratch + backward_bytes(a, (int)cut->blocks));
@@ -141,7 +141,7 @@ backward_chunk(const struct attn_attention_backward *b, const struct attn_backwa
         for (int64_t number = from; number < end; number++)
             if (!backward_row_block(b, cut, batch, head, number, chunk, p))
                 return;
-        const struct vectors_sums shared = vectors_sums_open(a, cut, batch, head, distances_of_all(b, cut));
+        const struct distance_sums shared = distance_sums_open(a, cut, batch, head, distances_of_all(b, cut));
         if (cut->by_distance && !hand_over_distances(a, cut, batch, &shared, chunk, keys, p->distances))
             return;
         if (cut->turns_apart)

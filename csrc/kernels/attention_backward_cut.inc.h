@@ -128,7 +128,7 @@ attn_backward_cut(const struct attn_attention_backward *b)
     cut.pairs = a->batch * cut.heads;
     cut.blocks = a->head_dim + a->value_dim > 256 ? ATTN_BACKWARD_BLOCKS / 2 : ATTN_BACKWARD_BLOCKS;
     for (int axis = 0; axis < a->batch_ndim; axis++)
-        cut.one_by_one |= attn_relative_overlaps(b, axis) && cut.layout.blocks > 0 && cut.chunks > 0;
+        cut.one_by_one |= attn_relative_overlaps(b, axis) && cut.layout.blocks > 0 && key_blocks > 0;
     if (cut.one_by_one)
         cut.blocks = 1; /* for any number of threads: it is the order in which they add */
     while (cut.blocks > 1 && cut.units * ((key_blocks + cut.blocks - 1) / cut.blocks) < 4 * a->call.threads)

@@ -6,10 +6,10 @@
  * two sums a row, kept as those of slopes are. */
 #ifndef ATTN_BACKWARD_DISTANCE_NAMES
 #define ATTN_BACKWARD_DISTANCE_NAMES
-#define vectors_sums SUFFIX(vectors_sums)
-#define vectors_sums_of SUFFIX(vectors_sums_of)
+#define distance_sums SUFFIX(distance_sums)
+#define distance_entries SUFFIX(distance_entries)
 #define distance_bytes SUFFIX(distance_bytes)
-#define vectors_sums_open SUFFIX(vectors_sums_open)
+#define distance_sums_open SUFFIX(distance_sums_open)
 #define add_entries SUFFIX(add_entries)
 #define tile_rows_of SUFFIX(tile_rows_of)
 #define diagonal_sums SUFFIX(diagonal_sums)
@@ -36,14 +36,14 @@ attn_first_distance(const struct attn_attention *a, int64_t key, int64_t offset)
 #endif
 
 /* What tasks share of one (batch element, key/value head). */
-struct vectors_sums {
+struct distance_sums {
     atomic_int *turn; /* chunks that have added theirs */
     REAL *sums;       /* [group][entries], from the first distance that some row has with some key */
 };
 
 /* Entries that the distances of `keys` keys from all rows have. */
 ATTN_INLINE int64_t
-vectors_sums_of(const struct attn_attention *a, int64_t keys)
+distance_entries(const struct attn_attention *a, int64_t keys)
 {
     return attn_min(a->relative_span, a->query_length + keys);
 }
@@ -56,17 +56,17 @@ distance_bytes(const struct attn_attention *a, const struct attn_backward_cut *c
         return (size_t)cut->pairs * ATTN_TURN * sizeof(atomic_int);
     if (!cut->by_distance)
         return 0;
-    size_t entries = (size_t)(a->group * vectors_sums_of(a, shared ? a->key_length : ATTN_BLOCK)) * sizeof(REAL);
+    size_t entries = (size_t)(a->group * distance_entries(a, shared ? a->key_length : ATTN_BLOCK)) * sizeof(REAL);
     return shared ? (size_t)cut->pairs * (attn_round_up(entries) + ATTN_TURN * sizeof(atomic_int)) : attn_round_up((size_t)cut->blocks * entries);
 }
 
 /* memory: behind what backward_shared has. */
-ATTN_INLINE struct vectors_sums
-vectors_sums_open(const struct attn_attention *a, const struct attn_backward_cut *cut, int64_t batch, int64_t head, char *memory)
+ATTN_INLINE struct distance_sums
+distance_sums_open(const struct attn_attention *a, const struct attn_backward_cut *cut, int64_t batch, int64_t head, char *memory)
 {
     size_t pair = (size_t)(batch * cut->heads + head), turns = ATTN_TURN * sizeof(atomic_int);
-    size_t each = attn_round_up((size_t)(a->group * vectors_sums_of(a, a->key_length)) * sizeof(REAL));
-    return (struct vectors_sums){(atomic_int *)(memory + pair * turns), (REAL *)(memory + (size_t)cut->pairs * turns + pair * each)};
+    size_t each = attn_round_up((size_t)(a->group * distance_entries(a, a->key_length)) * sizeof(REAL));
+    return (struct distance_sums){(atomic_int *)(memory + pair * turns), (REAL *)(memory + (size_t)cut->pairs * turns + pair * each)};
 }
 
 /* Adds the dS of `keys` distances from `distance` on: those within -K ... K to their entries, of which entry[0] is that of the distance `first`; the
@@ -136,7 +136,7 @@ static void
 add_by_distance(const struct attn_attention *a, const struct row_block *rows, const REAL *tile, int64_t key, int keys, int64_t first, REAL *sums,
                 REAL *staging)
 {
-    const int64_t entries = vectors_sums_of(a, ATTN_BLOCK), low = attn_max(0, -(a->relative_span / 2) - first);
+    const int64_t entries = distance_entries(a, ATTN_BLOCK), low = attn_max(0, -(a->relative_span / 2) - first);
     REAL before, behind;
     if (rows->consecutive) {
         REAL diagonal[2 * ATTN_BLOCK] __attribute__((aligned(64))), *entry = sums + rows->head[0] % a->group * entries;
@@ -179,17 +179,17 @@ add_relative(const struct attn_attention_backward *b, int64_t batch, struct back
     if (b->grad_relative.row != 0)
         add_by_row(a, batch, rows, p->gradients, key, p->w->keys, &b->grad_relative, p->sums + 2 * ATTN_BLOCK, staging);
     else
-        add_by_distance(a, rows, p->gradients, key, p->w->keys, first, p->distances + (block - p->block) * a->group * vectors_sums_of(a, ATTN_BLOCK),
+        add_by_distance(a, rows, p->gradients, key, p->w->keys, first, p->distances + (block - p->block) * a->group * distance_entries(a, ATTN_BLOCK),
                         staging);
 }
 
 /* A chunk has its sums for a (batch element, key/value head): they are added block by block. False: told to stop. */
 static bool
-hand_over_distances(const struct attn_attention *a, const struct attn_backward_cut *cut, int64_t batch, const struct vectors_sums *shared,
+hand_over_distances(const struct attn_attention *a, const struct attn_backward_cut *cut, int64_t batch, const struct distance_sums *shared,
                     int64_t chunk, int64_t keys, const REAL *sums)
 {
     const int64_t offset = place_of(a, batch).offset, first = attn_first_distance(a, 0, offset), step = attn_block_keys(a);
-    const int64_t all = vectors_sums_of(a, a->key_length), each = vectors_sums_of(a, ATTN_BLOCK);
+    const int64_t all = distance_entries(a, a->key_length), each = distance_entries(a, ATTN_BLOCK);
     if (cut->chunks > 1 && !attn_wait_turn(shared->turn, (int)chunk, a->call.stop))
         return false;
     if (chunk == 0)
@@ -205,15 +205,15 @@ hand_over_distances(const struct attn_attention *a, const struct attn_backward_c
     return true;
 }
 
-/* The gradient of a table without rows, from all heads, in order. memory: of all vectors_sums. */
+/* The gradient of a table without rows, from all heads, in order. memory: of all distance_sums. */
 static void
 reduce_distances(const struct attn_attention_backward *b, const struct attn_backward_cut *cut, char *memory)
 {
     const struct attn_attention *a = &b->forward;
-    const int64_t all = vectors_sums_of(a, a->key_length), K = a->relative_span / 2;
+    const int64_t all = distance_entries(a, a->key_length), K = a->relative_span / 2;
     for (int64_t batch = 0; batch < a->batch && !attn_stopped(a->call.stop); batch++)
         for (int64_t head = 0; head < a->heads; head++) {
-            const struct vectors_sums shared = vectors_sums_open(a, cut, batch, head / a->group, memory);
+            const struct distance_sums shared = distance_sums_open(a, cut, batch, head / a->group, memory);
             const REAL *sums = shared.sums + head % a->group * all;
             int64_t first = attn_first_distance(a, 0, place_of(a, batch).offset) + K;
             REAL *to = (REAL *)output_row(&b->grad_relative, output_batch(a, &b->grad_relative, batch), head, 0) + first;

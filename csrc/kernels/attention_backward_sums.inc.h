@@ -204,7 +204,7 @@ prepare_rows(const struct attn_attention_backward *b, const struct attn_backward
     if (cut->turns)
         atomic_store_explicit(shared.turn, 0, memory_order_relaxed);
     if ((cut->by_distance || cut->one_by_one) && number == 0)
-        atomic_store_explicit(vectors_sums_open(a, cut, batch, head, distances_of_all(b, cut)).turn, 0, memory_order_relaxed);
+        atomic_store_explicit(distance_sums_open(a, cut, batch, head, distances_of_all(b, cut)).turn, 0, memory_order_relaxed);
     rows_describe(a, cut->layout, batch, head, number, p->rows);
     if (b->of_weights)
         prepare_weights(b, batch, head, p);
