@@ -31,6 +31,7 @@
 #include "positions_vectors.inc.h"
 #include "attention_dropout.inc.h"
 #include "positions_relative.inc.h"
+#include "attention_scores.inc.h"
 #include "attention_forward.inc.h"
 #include "attention_parts.inc.h"
 #include "attention_stored.inc.h"

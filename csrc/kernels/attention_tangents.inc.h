@@ -133,7 +133,7 @@ tangent_product(const struct attn_attention *a, int64_t batch, const struct row_
     vreal ignored[GROUP_VECTORS];
     for (int i = 0; i < s->nv; i++)
         ignored[i] = (vreal){0};
-    group_scores(s->nv, s->query, s->width, key, key_row, a->head_dim, s->keys, NULL, 0, NULL, s->scores, ignored);
+    group_scores(s->nv, s->query, s->width, key, key_row, a->head_dim, s->keys, NULL, 0, &(const struct score_ends){0}, s->scores, ignored);
     if (scales_scores(a))
         scale_scores(score_factor(a), s);
     if (!(most < REAL_MAX))

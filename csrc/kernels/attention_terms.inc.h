@@ -16,6 +16,7 @@
 #define key_alibi SUFFIX(key_alibi)
 #define tile_columns SUFFIX(tile_columns)
 #define add_tile SUFFIX(add_tile)
+#define add_terms SUFFIX(add_terms)
 #define add_alibi SUFFIX(add_alibi)
 #define alibi_term SUFFIX(alibi_term)
 #define hide_scores SUFFIX(hide_scores)
@@ -156,6 +157,17 @@ add_tile(const struct segment *s, const REAL *tile)
                     REAL *score = s->scores + (c + n - s->from) * s->width + i * LANES;
                     v_store(score, saturating_sum(v_load(score), block[n]));
                 }
+        }
+}
+
+/* Adds terms that lie as the scores of the segment do. */
+static void
+add_terms(const struct segment *s, const REAL *terms)
+{
+    for (int t = 0; t < s->keys; t++)
+        for (int i = 0; i < s->nv; i++) {
+            int64_t at = t * s->width + i * LANES;
+            v_store(s->scores + at, saturating_sum(v_load(s->scores + at), v_load(terms + at)));
         }
 }
 

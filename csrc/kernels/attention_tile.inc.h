@@ -7,6 +7,7 @@
 #ifndef ATTN_TILE_NAMES
 #define ATTN_TILE_NAMES
 #define row_at SUFFIX(row_at)
+#define score_ends SUFFIX(score_ends)
 #define tile_product SUFFIX(tile_product)
 #define tile_scores SUFFIX(tile_scores)
 #define tile_output SUFFIX(tile_output)
@@ -58,11 +59,19 @@ tile_product(vreal (*sum)[GROUP_VECTORS], int rows, int nv, const REAL *a, int64
     }
 }
 
-/* scores[r][lane] = key r . query + diagonal[lane - r], where there is one; top follows their maximum. Meanwhile the next keys are asked for, and the
+/* What is done to products before they are stored as scores, in this order; NULL: not done. Key t of a segment, lane i: */
+struct score_ends {
+    const REAL *diagonal; /* + diagonal[i - t] */
+    const REAL *added;    /* + added[t width + i] */
+    const uint64_t *seen; /* -inf where bit shift + i of seen[t] is clear, whatever the score is */
+    int shift;
+};
+
+/* scores[r][lane] = key r . query, and what `ends` says of keys t + r; top follows their maximum. Meanwhile the next keys are asked for, and the
  * rows of `soon`, one for each key. */
 ATTN_INLINE void
 tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, const REAL *soon, int64_t soon_row,
-            const REAL *diagonal, REAL *scores, vreal *top)
+            const struct score_ends *ends, int64_t t, REAL *scores, vreal *top)
 {
     vreal sum[16][GROUP_VECTORS];
     ATTN_UNROLL
@@ -77,12 +86,24 @@ tile_scores(int rows, int nv, const REAL *query, int64_t width, const REAL *key,
         for (int64_t d = 0; d < head_dim; d += 64 / (int64_t)sizeof(REAL))
             __builtin_prefetch(soon + r * soon_row + d, 0, 2);
     tile_product(sum, rows, nv, key, key_row, 1, query, width, head_dim);
-    if (diagonal)
+    if (ends->diagonal)
         ATTN_UNROLL
         for (int r = 0; r < rows; r++)
             ATTN_UNROLL
             for (int i = 0; i < nv; i++)
-                sum[r][i] += v_loadu(diagonal + i * LANES - r);
+                sum[r][i] += v_loadu(ends->diagonal + i * LANES - (t + r));
+    if (ends->added)
+        ATTN_UNROLL
+        for (int r = 0; r < rows; r++)
+            ATTN_UNROLL
+            for (int i = 0; i < nv; i++)
+                sum[r][i] += v_load(ends->added + (t + r) * width + i * LANES);
+    if (ends->seen)
+        ATTN_UNROLL
+        for (int r = 0; r < rows; r++)
+            ATTN_UNROLL
+            for (int i = 0; i < nv; i++)
+                sum[r][i] = v_select(v_lane_bits(ends->seen[t + r] >> (ends->shift + i * LANES)), sum[r][i], v_splat(-REAL_INFINITY));
     ATTN_UNROLL
     for (int r = 0; r < rows; r++)
         ATTN_UNROLL
@@ -123,7 +144,7 @@ row_at(const REAL *rows, int64_t offset)
 /* All keys of a block, in tiles: whole ones, then what is left in tiles of 8, 4, 2 and 1. A rest of 2 behind a tile of 6 becomes two tiles of 4. */
 ATTN_INLINE void
 scores_of(int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
-          int64_t soon_row, const REAL *diagonal, REAL *scores, vreal *top)
+          int64_t soon_row, const struct score_ends *ends, REAL *scores, vreal *top)
 {
     const int rows = TILE_ROWS(nv);
     int64_t t = 0, whole = rows == 6 && keys % 6 == 2 && keys > 6 ? keys - 8 : keys;
@@ -133,19 +154,19 @@ scores_of(int nv, const REAL *query, int64_t width, const REAL *key, int64_t key
         highest[i] = top[i];
     for (; t + rows <= whole; t += rows)
         tile_scores(rows, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row,
-                    row_at(diagonal, -t), scores + t * width, highest);
+                    ends, t, scores + t * width, highest);
     for (; rows > 8 && t + 8 <= keys; t += 8)
         tile_scores(8, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row,
-                    row_at(diagonal, -t), scores + t * width, highest);
+                    ends, t, scores + t * width, highest);
     for (; t + 4 <= keys; t += 4)
         tile_scores(4, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row,
-                    row_at(diagonal, -t), scores + t * width, highest);
+                    ends, t, scores + t * width, highest);
     for (; t + 2 <= keys; t += 2)
         tile_scores(2, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row,
-                    row_at(diagonal, -t), scores + t * width, highest);
+                    ends, t, scores + t * width, highest);
     for (; t < keys; t++)
         tile_scores(1, nv, query, width, key + t * key_row, key_row, head_dim, row_at(soon, t * soon_row), soon_row,
-                    row_at(diagonal, -t), scores + t * width, highest);
+                    ends, t, scores + t * width, highest);
     ATTN_UNROLL
     for (int i = 0; i < nv; i++)
         top[i] = highest[i];
@@ -171,16 +192,16 @@ output_of(int nv, const REAL *weights, int64_t width, const REAL *value, int64_t
 
 ATTN_NOINLINE void
 scores_by_1(const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
-          int64_t soon_row, const REAL *diagonal, REAL *scores, vreal *top)
+          int64_t soon_row, const struct score_ends *ends, REAL *scores, vreal *top)
 {
-    scores_of(1, query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+    scores_of(1, query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
 }
 
 ATTN_NOINLINE void
 scores_by_2(const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
-          int64_t soon_row, const REAL *diagonal, REAL *scores, vreal *top)
+          int64_t soon_row, const struct score_ends *ends, REAL *scores, vreal *top)
 {
-    scores_of(2, query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+    scores_of(2, query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
 }
 
 ATTN_NOINLINE void
@@ -200,9 +221,9 @@ output_by_2(const REAL *weights, int64_t width, const REAL *value, int64_t value
 #ifdef ATTN_ISA_AVX512
 ATTN_NOINLINE void
 scores_by_4(const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
-          int64_t soon_row, const REAL *diagonal, REAL *scores, vreal *top)
+          int64_t soon_row, const struct score_ends *ends, REAL *scores, vreal *top)
 {
-    scores_of(4, query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+    scores_of(4, query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
 }
 
 ATTN_NOINLINE void
@@ -216,17 +237,17 @@ output_by_4(const REAL *weights, int64_t width, const REAL *value, int64_t value
 /* Scores of `nv` vectors of a group whose rows are `width` apart; pointers stand at the first of these vectors. */
 ATTN_INLINE void
 group_scores(int nv, const REAL *query, int64_t width, const REAL *key, int64_t key_row, int64_t head_dim, int64_t keys, const REAL *soon,
-          int64_t soon_row, const REAL *diagonal, REAL *scores, vreal *top)
+          int64_t soon_row, const struct score_ends *ends, REAL *scores, vreal *top)
 {
 #ifdef ATTN_ISA_AVX512
     if (nv == 4)
-        scores_by_4(query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+        scores_by_4(query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
     else
 #endif
     if (nv == 2)
-        scores_by_2(query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+        scores_by_2(query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
     else
-        scores_by_1(query, width, key, key_row, head_dim, keys, soon, soon_row, diagonal, scores, top);
+        scores_by_1(query, width, key, key_row, head_dim, keys, soon, soon_row, ends, scores, top);
 }
 
 ATTN_INLINE void

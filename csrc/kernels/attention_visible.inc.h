@@ -16,21 +16,55 @@
 #define scale_additive SUFFIX(scale_additive)
 #define additive_row SUFFIX(additive_row)
 #define additive_tile SUFFIX(additive_tile)
+#define in_log2 SUFFIX(in_log2)
+#define additive_block SUFFIX(additive_block)
+#define additive_lanes SUFFIX(additive_lanes)
+#define additive_scores SUFFIX(additive_scores)
 
-/* 64 x 64 bits in place: bit j of word i becomes bit i of word j. Blocks of 32, 16, ... 1 off the diagonal change places. */
+typedef uint64_t attn_words __attribute__((vector_size(64), aligned(8), may_alias));
+
+/* 64 x 64 bits in place: bit j of word i becomes bit i of word j. Blocks of 32, 16, ... 1 off the diagonal change places: between vectors while words are
+ * 8 and more apart, then within each, where `keep` is what stays in its word. */
 static void
 attn_transpose_bits(uint64_t *word)
 {
-    static const uint64_t low[6] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff,
-                                    0x0f0f0f0f0f0f0f0f, 0x3333333333333333, 0x5555555555555555};
-    for (int step = 0; step < 6; step++) {
-        int shift = 32 >> step;
-        for (int i = 0; i < 64; i = (i + shift + 1) & ~shift) {
-            uint64_t moved = ((word[i] >> shift) ^ word[i + shift]) & low[step];
-            word[i] ^= moved << shift;
-            word[i + shift] ^= moved;
-        }
+    const uint64_t low[6] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff, 0x0f0f0f0f0f0f0f0f, 0x3333333333333333, 0x5555555555555555};
+    attn_words x[8], *words = (attn_words *)word;
+    ATTN_UNROLL
+    for (int i = 0; i < 8; i++)
+        x[i] = words[i];
+    ATTN_UNROLL
+    for (int step = 0; step < 3; step++)
+        ATTN_UNROLL
+        for (int i = 0; i < 8; i++)
+            if (!(i & 4 >> step)) {
+                attn_words moved = ((x[i] >> (32 >> step)) ^ x[i + (4 >> step)]) & low[step];
+                x[i] ^= moved << (32 >> step);
+                x[i + (4 >> step)] ^= moved;
+            }
+    const attn_words left[3] = {{4, 4, 4, 4}, {2, 2, 0, 0, 2, 2}, {1, 0, 1, 0, 1, 0, 1}};
+    const attn_words right[3] = {{0, 0, 0, 0, 4, 4, 4, 4}, {0, 0, 2, 2, 0, 0, 2, 2}, {0, 1, 0, 1, 0, 1, 0, 1}};
+    ATTN_UNROLL
+    for (int i = 0; i < 8; i++) {
+        attn_words keep = (attn_words)(left[0] == 0) ^ low[3], y = __builtin_shufflevector(x[i], x[i], 4, 5, 6, 7, 0, 1, 2, 3);
+        x[i] = (x[i] & keep) | (y << left[0] >> right[0] & ~keep);
+        keep = (attn_words)(left[1] == 0) ^ low[4], y = __builtin_shufflevector(x[i], x[i], 2, 3, 0, 1, 6, 7, 4, 5);
+        x[i] = (x[i] & keep) | (y << left[1] >> right[1] & ~keep);
+        keep = (attn_words)(left[2] == 0) ^ low[5], y = __builtin_shufflevector(x[i], x[i], 1, 0, 3, 2, 5, 4, 7, 6);
+        words[i] = (x[i] & keep) | (y << left[2] >> right[2] & ~keep);
     }
+}
+
+/* What n words of the bits `all` say of a tile. */
+static inline enum attn_sight
+words_sight(const uint64_t *seen, int n, uint64_t all)
+{
+    uint64_t any = 0, every = all;
+    for (int i = 0; i < n; i++) {
+        any |= seen[i];
+        every &= seen[i];
+    }
+    return !(any & all) ? ATTN_HIDDEN : every == all ? ATTN_FULL : ATTN_PARTIAL;
 }
 
 /* Bits first ... end - 1 of 64, clipped. */
@@ -107,10 +141,17 @@ mask_bits(const char *p, int64_t stride, int keys)
 static void
 mask_tile(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
 {
-    const char *last = NULL;
+    const char *p = lane_operand(t, batch_data, rows, 0, key), *last = NULL;
     uint64_t bits = 0;
+    if (rows->consecutive && t->column == 1 && keys == ATTN_BLOCK && t->row != 0) {
+        for (int lane = 0; lane < rows->count; lane++, p += t->row) {
+            seen[lane] &= bytes_to_bits(p);
+            __builtin_prefetch(p + 2 * ATTN_BLOCK - 1, 0, 2);
+        }
+        return;
+    }
     for (int lane = 0; lane < rows->count; lane++) {
-        const char *p = lane_operand(t, batch_data, rows, lane, key);
+        p = lane_operand(t, batch_data, rows, lane, key);
         if (p != last) {
             bits = mask_bits(p, t->column, keys);
             __builtin_prefetch(p + 2 * ATTN_BLOCK - 1, 0, 2);
@@ -181,7 +222,7 @@ block_is_hidden(const struct attn_attention *a, struct attn_row_layout layout, i
 static enum attn_sight
 visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_block *rows, int64_t key, int keys, uint64_t *seen)
 {
-    uint64_t all = attn_bit_range(0, keys), any = 0, every = all;
+    uint64_t all = attn_bit_range(0, keys);
     bool cut = key < rows->all_first || key + keys > rows->all_end;
     for (int lane = 0; lane < rows->count; lane++)
         seen[lane] &= cut ? attn_bit_range(rows->first[lane] - key, rows->end[lane] - key) & all : all;
@@ -189,22 +230,24 @@ visible_lanes(const struct attn_attention *a, int64_t batch, const struct row_bl
         tiles_lanes(a, batch, rows, key, keys, seen);
     if (a->attn_mask.data && a->attn_mask.type == ATTN_BOOL)
         mask_tile(&a->attn_mask, scalar_at(a, &a->attn_mask, batch, 0), rows, key, keys, seen);
-    for (int lane = 0; lane < rows->count; lane++) {
-        any |= seen[lane];
-        every &= seen[lane];
-    }
-    return !any ? ATTN_HIDDEN : every == all ? ATTN_FULL : ATTN_PARTIAL;
+    return words_sight(seen, rows->count, all);
 }
 
-/* One row of a tile, in log2 units: what is finite stays finite after the multiplication by log2(e). */
+/* x log2(e); what is finite stays finite. */
+ATTN_INLINE vreal
+in_log2(vreal x)
+{
+    const vreal most = v_splat(REAL_MAX);
+    vreal y = x * v_splat((REAL)LOG2E);
+    return v_select(v_abs(x) <= most, v_max(v_min(y, most), -most), y);
+}
+
+/* One row of a tile, in log2 units. */
 ATTN_INLINE void
 scale_additive(const REAL *from, REAL *to)
 {
-    const vreal most = v_splat(REAL_MAX), log2e = v_splat((REAL)LOG2E);
-    for (int j = 0; j < ATTN_BLOCK; j += LANES) {
-        vreal x = v_loadu(from + j), y = x * log2e;
-        v_store(to + j, v_select(v_abs(x) <= most, v_max(v_min(y, most), -most), y));
-    }
+    for (int j = 0; j < ATTN_BLOCK; j += LANES)
+        v_store(to + j, in_log2(v_loadu(from + j)));
 }
 
 /* 64 numbers of an operand shaped (H, L, S) from p on: where they lie, or loaded into `row`, 0 behind the last key. */
@@ -240,4 +283,87 @@ additive_tile(const struct attn_tensor *t, const char *batch_data, const struct 
         if (seen[lane])
             scale_additive(from, row);
     }
+}
+
+/* LANES keys of one vector of lanes of additive_scores, in log2 units; what is finite may overflow where it is not `careful`. Clears seen[key] from bit
+ * `shift` on where -inf hides. Returns the largest absolute values of the rest. */
+ATTN_INLINE vreal
+additive_block(const vreal *x, bool careful, REAL *tile, int64_t width, uint64_t *seen, int shift)
+{
+    const vreal hidden = v_splat(-REAL_INFINITY);
+    vreal low[2] = {{0}, {0}}, high[2] = {{0}, {0}}; /* of the even and the odd keys */
+    ATTN_UNROLL
+    for (int n = 0; n < LANES; n++) {
+        vreal y = x[n] * v_splat((REAL)LOG2E);
+        if (careful)
+            y = in_log2(x[n]);
+        v_store(tile + n * width, y);
+        low[n % 2] = v_min(y, low[n % 2]);
+        high[n % 2] = v_max(y, high[n % 2]);
+    }
+    vreal lowest = v_min(low[0], low[1]), highest = v_max(high[0], high[1]);
+    if (!v_any(lowest == hidden))
+        return v_max(-lowest, highest);
+    lowest = (vreal){0};
+    for (int n = 0; n < LANES; n++) {
+        vint hides = x[n] == hidden;
+        vreal y = v_load(tile + n * width);
+        seen[n] &= ~((uint64_t)v_mask_to_bits(hides) << shift);
+        lowest = v_min(v_select(hides, lowest, y), lowest);
+    }
+    return v_max(-lowest, highest);
+}
+
+/* One vector of lanes, from rows of 64 numbers that are transposed, or the same for all lanes. */
+ATTN_INLINE vreal
+additive_lanes(const REAL *const *row, bool same, bool careful, int keys, REAL *tile, int64_t width, uint64_t *seen, int shift)
+{
+    vreal most = {0};
+    for (int c = 0; c < keys; c += LANES) {
+        vreal x[VECTOR_BYTES / sizeof(REAL)];
+        ATTN_UNROLL
+        for (int n = 0; n < LANES; n++)
+            x[n] = same ? v_splat(row[0][c + n]) : v_loadu(row[n] + c);
+        if (!same)
+            v_transpose(x);
+        most = v_max(additive_block(x, careful, tile + c * width, width, seen + c, shift), most);
+    }
+    return most;
+}
+
+/* A float mask or bias over a row block and a key block, in log2 units, as scores lie: [group][key][width]. Clears the bits of what -inf hides, seen[key].
+ * Returns the largest absolute value of the rest, NaN apart. The next key block's part of each row is asked for. */
+static REAL
+additive_scores(const struct attn_tensor *t, const char *batch_data, const struct row_block *rows, int64_t key, int keys, REAL *tile, uint64_t *seen)
+{
+    static const REAL zeros[ATTN_BLOCK];
+    bool same = rows->consecutive && t->row == 0;
+    vreal most = {0};
+    for (int lane = 0; lane < rows->count;) {
+        int width = group_vectors(rows->count, lane) * LANES;
+        for (int i = 0; i < width; i += LANES) {
+            REAL loaded[VECTOR_BYTES / sizeof(REAL)][ATTN_BLOCK];
+            const REAL *row[VECTOR_BYTES / sizeof(REAL)];
+            for (int n = 0; n < (same ? 1 : LANES); n++) {
+                row[n] = zeros;
+                if (lane + i + n >= rows->count)
+                    continue;
+                const char *p = lane_operand(t, batch_data, rows, lane + i + n, key);
+                row[n] = additive_row(t, p, keys, loaded[n]);
+                for (int line = 0; line < (int)(ATTN_BLOCK * sizeof(REAL)); line += 64)
+                    __builtin_prefetch((const char *)(row[n] + ATTN_BLOCK) + line, 0, 2);
+            }
+            REAL *to = tile + lane * ATTN_BLOCK + i;
+            vreal size;
+            if (same)
+                size = additive_lanes(row, true, false, keys, to, width, seen, lane + i);
+            else
+                size = additive_lanes(row, false, false, keys, to, width, seen, lane + i);
+            if (!(v_highest(size) < REAL_MAX / 2))
+                size = additive_lanes(row, same, true, keys, to, width, seen, lane + i);
+            most = v_max(size, most);
+        }
+        lane += width;
+    }
+    return v_highest(most);
 }

@@ -139,7 +139,7 @@ ring_products(const struct attn_attention *a, int64_t batch, const struct row_bl
         REAL *products = to + lane * pitch + at * width;
         for (int i = 0; i < nv; i++)
             top[i] = (vreal){0};
-        group_scores(nv, g->query + lane * g->n, width, vector, row, g->n, count, NULL, 0, NULL, products, top);
+        group_scores(nv, g->query + lane * g->n, width, vector, row, g->n, count, NULL, 0, &(const struct score_ends){0}, products, top);
         if (g->bias && scales_scores(a))
             for (int64_t i = 0; i < count * width; i += LANES)
                 v_store(products + i, v_load(products + i) * v_splat(score_factor(a)));

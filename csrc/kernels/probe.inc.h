@@ -45,7 +45,7 @@ probe_tile(int64_t head_dim, int64_t rounds)
             sum[i] = (vreal){0};
             decay[i] = v_splat((REAL)0.5);
         }
-        group_scores(GROUP_VECTORS, query, WIDTH, key, head_dim, head_dim, ATTN_BLOCK, NULL, 0, NULL, scores, top);
+        group_scores(GROUP_VECTORS, query, WIDTH, key, head_dim, head_dim, ATTN_BLOCK, NULL, 0, &(const struct score_ends){0}, scores, top);
         weights_of(GROUP_VECTORS, scores, WIDTH, ATTN_BLOCK, top, sum, own);
         group_output(GROUP_VECTORS, scores, WIDTH, key, head_dim, ATTN_BLOCK, decay, head_dim, output);
     }
